@@ -1,0 +1,45 @@
+"""What a user did wrong, as one line: the classes of every error that is not a bug of ours."""
+
+import os
+import sys
+
+
+class UserError(Exception):
+    """Something the user can mend; its text says what, where, what was expected and what to do."""
+
+    exit_code = 1
+
+
+class ConfigError(UserError):
+    """A config file, an override or a command line that cannot be right."""
+
+    exit_code = 2
+
+    def __init__(self, message, path=""):
+        self.message, self.path = message, path
+        super().__init__(f"{path}: {message}" if path else message)
+
+
+class DataError(UserError):
+    """A folder, list file or image that cannot be used."""
+
+
+class WeightsError(UserError):
+    """A weight file or checkpoint that cannot be read, or that does not fit the model."""
+
+
+def exit_with_one_line(main, argv=None):
+    """Run `main(argv)` and turn a UserError into one line on stderr and a non-zero exit code.
+
+    With PASSL_XCIT_DEBUG=1 the traceback is kept.
+    """
+    try:
+        sys.exit(main(argv))
+    except UserError as error:
+        if os.environ.get("PASSL_XCIT_DEBUG"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
