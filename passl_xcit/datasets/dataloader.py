@@ -1,0 +1,111 @@
+"""Batches for training and evaluation.
+
+A worker process can hand over data but no exception that a user could read, so what goes wrong in a worker
+travels as text and is raised in the main process.
+"""
+
+import os
+
+import numpy as np
+from paddle.io import DataLoader, Dataset
+
+from passl_xcit.utils.errors import DataError, UserError
+from passl_xcit.utils.seed import BATCH, generator
+
+
+class ImageLoader:
+    """Iterates over (images float32 [B, C, H, W], targets int64 [B] or float32 [B, K]).
+
+    Args:
+        dataset: an ImageDataset.
+        batch_sampler: gives lists of (epoch, index) and has `set_position`.
+        num_workers: processes that read and transform; no more are started than the machine has cores. The batches
+            do not depend on it.
+        use_shared_memory: hand batches over in shared memory instead of through a pipe.
+        prefetch_factor: batches that each worker prepares ahead.
+
+    Raises:
+        DataError: while iterating, with the file's name, for a sample that cannot be read.
+    """
+
+    def __init__(
+        self,
+        dataset,
+        batch_sampler,
+        num_workers: int = 0,
+        use_shared_memory: bool = True,
+        prefetch_factor: int = 2,
+    ):
+        if num_workers < 0 or prefetch_factor < 1:
+            raise ValueError(f"num_workers {num_workers} and prefetch_factor {prefetch_factor}: expected >= 0 and >= 1")
+        self.dataset, self.batch_sampler = dataset, batch_sampler
+        self._loader = DataLoader(
+            _TextForErrors(dataset),
+            batch_sampler=batch_sampler,
+            collate_fn=Collate(dataset.batch_transforms, dataset.seed),
+            num_workers=min(num_workers, os.cpu_count() or 1),
+            use_shared_memory=use_shared_memory,
+            prefetch_factor=prefetch_factor,
+        )
+
+    def __len__(self):
+        """Batches of a whole epoch."""
+        return len(self.batch_sampler)
+
+    def set_position(self, epoch, batch):
+        """Make the next iteration that of `epoch`, from batch number `batch` on."""
+        self.batch_sampler.set_position(epoch, batch)
+
+    def __iter__(self):
+        for images, targets, problem in self._loader:
+            if problem:
+                raise DataError(problem)
+            yield images, targets
+
+
+class _TextForErrors(Dataset):
+    """The samples of `dataset` as (key, image, label), or a text where one cannot be had."""
+
+    def __init__(self, dataset):
+        super().__init__()
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, key):
+        try:
+            return (key, *self.dataset[key])
+        except UserError as error:
+            return str(error)
+
+
+class Collate:
+    """Stacks samples, then applies the batch transforms with draws that depend on the first sample's position."""
+
+    def __init__(self, batch_transforms, seed):
+        self.batch_transforms, self.seed = batch_transforms, seed
+
+    def __call__(self, samples):
+        """[(key, image, label), ...] -> (images, targets, problem text or "")"""
+        problem = next((sample for sample in samples if isinstance(sample, str)), "") or _different_sizes(samples)
+        if problem:
+            return np.zeros(0, "float32"), np.zeros(0, "int64"), problem
+        keys, images, labels = zip(*samples)
+        images, targets = np.stack(images).astype("float32", copy=False), np.array(labels, "int64")
+        rng = generator(self.seed, BATCH, *keys[0])
+        try:
+            for transform in self.batch_transforms:
+                images, targets = transform(images, targets, rng)
+        except ValueError as error:
+            return np.zeros(0, "float32"), np.zeros(0, "int64"), str(error)
+        return images, targets, ""
+
+
+def _different_sizes(samples):
+    shapes = sorted({np.shape(image) for _, image, _ in samples})
+    if len(shapes) > 1:
+        return f"images of different sizes in one batch ({shapes[0]} and {shapes[1]}): add a CenterCrop to transforms"
+    if len(shapes[0]) != 3:
+        return "the transforms leave no [C, H, W] array: add Transpose and Normalize"
+    return ""

@@ -1,0 +1,56 @@
+"""What every image data set shares: labels, class names, transforms, and draws that depend on the position only."""
+
+from paddle.io import Dataset
+
+from passl_xcit.utils.errors import DataError
+from passl_xcit.utils.seed import SAMPLE, generator
+
+
+class ImageDataset(Dataset):
+    """Images with class labels; subclasses say how one image is loaded.
+
+    Args:
+        labels: int array [len].
+        class_names: list of K names, or None where the data set does not know its classes.
+        transforms: callables `transform(image, rng) -> image`, applied in order to one PIL image.
+        batch_transforms: callables on a batch; the data loader applies them.
+        return_label: PASSL's key; False is for self-supervised training, which does not exist here.
+        seed: with the epoch and the sample's index it determines every draw of the transforms.
+    """
+
+    def __init__(self, labels, class_names, transforms, batch_transforms, return_label, seed):
+        super().__init__()
+        if not return_label:
+            raise ValueError("return_label must be true: training and evaluation need the labels")
+        self.labels, self.class_names = labels, class_names
+        self.transforms, self.batch_transforms = list(transforms or ()), list(batch_transforms or ())
+        self.seed = seed
+
+    def load(self, index):
+        """The PIL image number `index`; raises DataError with its name when it cannot be read."""
+        raise TypeError(f"{type(self).__name__} does not say how to load an image")
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, key):
+        """key (epoch, index) -> (image float32 [C, H, W] after the usual transforms, label)."""
+        epoch, index = key
+        image = self.load(index)
+        rng = generator(self.seed, SAMPLE, epoch, index)
+        for transform in self.transforms:
+            image = transform(image, rng)
+        return image, int(self.labels[index])
+
+
+def check_labels(labels, class_names, num_classes, where):
+    """Raise DataError unless `labels` (int array) and `class_names` fit a model of `num_classes` classes."""
+    if class_names is not None and len(class_names) != num_classes:
+        raise DataError(
+            f"{where}: {len(class_names)} classes, but the model has {num_classes}: set model.head.num_classes to "
+            f"{len(class_names)}, or keep one folder a class, even an empty one"
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        wrong = low if low < 0 else high
+        raise DataError(f"{where}: label {wrong} is out of range: the model has classes 0 to {num_classes - 1}")

@@ -1,0 +1,52 @@
+"""What a config calls a model: a backbone with its head."""
+
+from typing import Optional
+
+from paddle import nn
+
+from passl_xcit.utils.registry import BACKBONES, HEADS, MODELS
+
+
+class Classification(nn.Layer):
+    """Backbone and head; registered also as `SwinWrapper`, PASSL's name for the same thing.
+
+    Parameters are `backbone.*` and `head.fc_cls.*`, the names in PASSL's `.pdparams` files.
+
+    Args:
+        architecture: the backbone (PASSL's SwinWrapper calls it so).
+        backbone: the same under the key that PASSL's Classification uses; give one of the two.
+        head: the head; its `in_channels` must equal the backbone's `num_features`.
+    """
+
+    def __init__(
+        self,
+        head: nn.Layer,
+        architecture: Optional[nn.Layer] = None,
+        backbone: Optional[nn.Layer] = None,
+    ):
+        super().__init__()
+        if (architecture is None) == (backbone is None):
+            raise ValueError("give the backbone once: as 'architecture' or as 'backbone'")
+        self.backbone = architecture if architecture is not None else backbone
+        self.head = head
+        if head.in_channels != self.backbone.num_features:
+            raise ValueError(
+                f"head.in_channels is {head.in_channels}, but the backbone gives {self.backbone.num_features} features"
+            )
+
+    @property
+    def num_classes(self):
+        return self.head.num_classes
+
+    def forward(self, images):
+        """images [B, in_chans, H, W] -> logits [B, K]"""
+        return self.head(self.backbone(images))
+
+    def train_iter(self, images, targets):
+        """One training forward -> {"loss", "acc1", "acc5"}; targets int [B] or soft [B, K]."""
+        return self.head.loss(self(images), targets)
+
+
+_NODES = {"architecture": BACKBONES, "backbone": BACKBONES, "head": HEADS}
+MODELS.register(Classification, nodes=_NODES)
+MODELS.register(Classification, "SwinWrapper", nodes=_NODES)

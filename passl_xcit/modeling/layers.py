@@ -1,0 +1,75 @@
+"""Building blocks that every backbone shares: the only copy of each."""
+
+import math
+
+import paddle
+from paddle import nn
+
+trunc_normal_ = nn.initializer.TruncatedNormal(std=0.02)
+zeros_ = nn.initializer.Constant(0.0)
+ones_ = nn.initializer.Constant(1.0)
+
+
+class DropPath(nn.Layer):
+    """Stochastic depth: drops the whole residual branch of a sample with probability `rate`.
+
+    The kept ones are divided by the keep probability (Huang et al. 2016, arXiv 1603.09382).
+    """
+
+    def __init__(self, rate=0.0):
+        super().__init__()
+        if not 0.0 <= rate < 1.0:
+            raise ValueError(f"drop_path_rate must lie in [0, 1), not {rate}")
+        self.rate = rate
+
+    def forward(self, x):
+        """[B, ...] -> [B, ...]"""
+        if not self.training or self.rate == 0.0:
+            return x
+        keep = 1.0 - self.rate
+        kept = paddle.bernoulli(paddle.full([x.shape[0]] + [1] * (x.ndim - 1), keep, dtype=x.dtype))
+        return x * (kept / keep)
+
+
+class Mlp(nn.Layer):
+    """Linear, GELU (exact), Linear: [..., C] -> [..., C]."""
+
+    def __init__(self, dim, hidden_dim, drop=0.0):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x):
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+
+
+def init_transformer_(layer):
+    """Set one layer as the XCiT reference starts it (pass to `Layer.apply`).
+
+    Linear: truncated normal of std 0.02 and zero bias; LayerNorm and BatchNorm: 1 and 0; Conv2D: torch's
+    default, U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weight and bias, because Paddle's own default ignores groups
+    and differs by 5 to 10 times (facebookresearch/xcit, xcit.py, `_init_weights`).
+    """
+    if isinstance(layer, nn.Linear):
+        trunc_normal_(layer.weight)
+        _fill(zeros_, layer.bias)
+    elif isinstance(layer, (nn.LayerNorm, nn.BatchNorm2D)):
+        _fill(ones_, layer.weight)
+        _fill(zeros_, layer.bias)
+    elif isinstance(layer, nn.Conv2D):
+        fan_in = math.prod(layer.weight.shape[1:])  # [C_out, C_in / groups, kH, kW]
+        uniform_ = nn.initializer.Uniform(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
+        _fill(uniform_, layer.weight)
+        _fill(uniform_, layer.bias)
+
+
+def _fill(initializer, parameter):
+    if parameter is not None:
+        initializer(parameter)
+
+
+def parameter_filled(layer, shape, value):
+    """A new parameter of `layer` with every element set to `value`."""
+    return layer.create_parameter(shape, default_initializer=nn.initializer.Constant(value))

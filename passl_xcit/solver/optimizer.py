@@ -1,0 +1,67 @@
+"""Optimizers with PASSL's names and keys."""
+
+from typing import Optional, Sequence
+
+import paddle
+from paddle import nn
+
+from passl_xcit.utils.registry import OPTIMIZERS
+
+GRAD_CLIPS = {"global_norm": nn.ClipGradByGlobalNorm, "clip_norm": nn.ClipGradByNorm}
+
+
+def AdamW(
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    epsilon: float = 1e-8,
+    weight_decay: float = 0.01,
+    exclude_from_weight_decay: Optional[Sequence[str]] = None,
+    weight_decay_rule: str = "passl",
+    grad_clip: Optional[dict] = None,
+    learning_rate=None,
+    model=None,
+):
+    """AdamW over the trainable parameters of `model`.
+
+    Args:
+        exclude_from_weight_decay: parameters whose name contains one of these texts are not decayed.
+        weight_decay_rule: `passl`: every other parameter is decayed, norms and biases too. `official`: also exempt
+            are 1-D parameters, biases and the backbone's `no_weight_decay()` (timm 0.4.9, as XCiT was trained).
+        grad_clip: {"name": "global_norm" or "clip_norm", "value": float}.
+        learning_rate, model: given by the program.
+    """
+    excluded = undecayed_names(model, exclude_from_weight_decay or (), weight_decay_rule)
+    return paddle.optimizer.AdamW(
+        learning_rate=learning_rate,
+        beta1=beta1,
+        beta2=beta2,
+        epsilon=epsilon,
+        parameters=[parameter for parameter in model.parameters() if not parameter.stop_gradient],
+        weight_decay=weight_decay,
+        apply_decay_param_fun=lambda name: name not in excluded,
+        grad_clip=_build_grad_clip(grad_clip),
+    )
+
+
+def undecayed_names(model, patterns, rule):
+    """Paddle's own names (not the structured ones) of the parameters that weight decay leaves alone."""
+    if rule not in ("passl", "official"):
+        raise ValueError(f"weight_decay_rule must be 'passl' or 'official', not '{rule}'")
+    exempt = {f"backbone.{name}" for name in model.backbone.no_weight_decay()} if rule == "official" else set()
+    names = set()
+    for name, parameter in model.named_parameters():
+        by_rule = rule == "official" and (parameter.ndim == 1 or name.endswith(".bias") or name in exempt)
+        if by_rule or any(pattern in name for pattern in patterns):
+            names.add(parameter.name)
+    return names
+
+
+def _build_grad_clip(node):
+    if node is None:
+        return None
+    if set(node) != {"name", "value"} or node["name"] not in GRAD_CLIPS:
+        raise ValueError(f"grad_clip is {{name: {' or '.join(GRAD_CLIPS)}, value: number}}, not {node}")
+    return GRAD_CLIPS[node["name"]](float(node["value"]))
+
+
+OPTIMIZERS.register(AdamW, runtime=("learning_rate", "model"))

@@ -1,0 +1,64 @@
+"""Devices: choosing one, saying clearly why one cannot be had, asking what it can do."""
+
+import paddle
+
+from passl_xcit.utils.errors import ConfigError
+from passl_xcit.utils.logger import get_logger
+
+logger = get_logger(__name__)
+
+
+def select_device(name):
+    """Make `name` ('cpu', 'gpu', 'gpu:1', 'npu', 'xpu', any custom device) the current device.
+
+    A PASSL file says `device: gpu`; where this Paddle has no GPU the CPU is taken, with a warning.
+
+    Raises:
+        ConfigError: for a device that this Paddle or machine does not have.
+    """
+    kind, _, index = name.partition(":")
+    if index and not index.isdigit():
+        raise ConfigError(f"'{name}': expected a device such as cpu, gpu, gpu:1 or npu:0", "device")
+    if kind == "gpu" and not _gpu_count():
+        logger.warning("device: gpu was asked for, but this Paddle sees no GPU: running on the CPU")
+        name = kind = "cpu"
+    if kind not in available_kinds():
+        raise ConfigError(_missing(kind), "device")
+    try:
+        paddle.set_device(name)
+    except (ValueError, RuntimeError, OSError) as error:
+        raise ConfigError(f"'{name}' cannot be used: {str(error).strip().splitlines()[-1]}", "device") from error
+
+
+def available_kinds():
+    """Kinds of device that this Paddle can run on."""
+    kinds = ["cpu"]
+    if _gpu_count():
+        kinds.append("gpu")
+    if paddle.device.is_compiled_with_xpu():
+        kinds.append("xpu")
+    return kinds + list(paddle.device.get_all_custom_device_type())
+
+
+def current_place():
+    """The current device as PASSL's log line prints it, such as `Place(cpu)`."""
+    return paddle.zeros([1]).place
+
+
+def has_sync_batch_norm():
+    """True where SyncBatchNorm has a kernel: on a GPU; neither CPU nor Ascend has one."""
+    return paddle.get_device().startswith("gpu")
+
+
+def _gpu_count():
+    return paddle.device.cuda.device_count() if paddle.device.is_compiled_with_cuda() else 0
+
+
+def _missing(kind):
+    known = ", ".join(available_kinds())
+    if kind == "npu":
+        return (
+            f"'npu' needs Paddle's Ascend plugin, which is not installed (this Paddle has: {known}); "
+            "install paddle-custom-npu, then check paddle.device.get_all_custom_device_type()"
+        )
+    return f"no device '{kind}'; this Paddle has: {known}"

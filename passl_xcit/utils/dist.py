@@ -1,0 +1,44 @@
+"""Rank, world size, and reductions that do nothing on one process."""
+
+import os
+
+import paddle
+import paddle.distributed as dist
+
+
+def launched_processes():
+    """How many processes `paddle.distributed.launch` started together with this one (1 without it)."""
+    return int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
+
+
+def init_parallel():
+    """Join the other processes, if there are any; call once, after the device is chosen."""
+    if launched_processes() > 1:
+        dist.init_parallel_env()
+
+
+def rank():
+    return dist.get_rank()
+
+
+def world_size():
+    return dist.get_world_size()
+
+
+def is_main():
+    return rank() == 0
+
+
+def sum_over_processes(numbers):
+    """Element-wise sum of a list of Python numbers over all processes."""
+    if world_size() == 1:
+        return list(numbers)
+    total = paddle.to_tensor(numbers, dtype="float64" if paddle.get_device() == "cpu" else "float32")
+    dist.all_reduce(total)
+    return total.tolist()
+
+
+def wait_for_all():
+    """Return when every process has come here."""
+    if world_size() > 1:
+        dist.barrier()
