@@ -105,9 +105,12 @@ def cross_covariance_attention(p, x, num_heads):
 
 
 def l2_normalise(x):
-    """Every channel divided by its norm along the tokens, the last axis: [B, h, d, N] -> [B, h, d, N]."""
-    norm = (x * x).sum(axis=-1, keepdim=True).sqrt()
-    return x / norm.clip(min=1e-12)
+    """Every channel divided by max(its norm along the tokens, 1e-12): [B, h, d, N] -> [B, h, d, N].
+
+    The floor stands before the root because the root has no derivative at 0; a silent channel must not give NaN.
+    """
+    square = (x * x).sum(axis=-1, keepdim=True)  # [B, h, d, 1]
+    return x / square.clip(min=1e-24).sqrt()
 
 
 def local_patch_interaction(p, x, size, training):
