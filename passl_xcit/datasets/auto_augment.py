@@ -66,7 +66,7 @@ def _map_values(image, table):
 
 
 def _keep_bits(image, bits):
-    # Not ImageOps.posterize: since Pillow 12 it refuses 0 bits, which is black in timm and was black before.
+    # Not ImageOps.posterize: level 10 keeps 0 bits, which is black up to Pillow 11 and an error in Pillow 13.
     dropped = 8 - max(bits, 0)
     return _map_values(image, [value >> dropped << dropped for value in range(256)])
 
@@ -92,8 +92,8 @@ def solarize_increasing(image, level, warp):
 
 
 def solarize_add(image, level, warp):
-    """Add up to 110 to the values below 128."""
-    add = int(level / FULL_LEVEL * 110)
+    """Add up to 110 (128 beyond level 10) to the values below 128."""
+    add = min(128, int(level / FULL_LEVEL * 110))
     return _map_values(image, [min(255, value + add) if value < 128 else value for value in range(256)])
 
 
@@ -167,8 +167,7 @@ class RandPolicy(NamedTuple):
         policy = cls(**dict(values))
         require(policy.n > 0 and policy.mmax > 0, "config_str", text, "n and mmax above 0")
         require_probability(f"p in config_str {text!r}", policy.p)
-        # timm reads inc0 as inc1: whoever writes it would get the opposite of what it says.
-        require(policy.inc == 1 or "inc" not in dict(values), "config_str", text, "inc1, or no inc at all")
+        require(policy.inc in (0, 1), "config_str", text, "inc0 or inc1")
         return policy
 
     @classmethod

@@ -10,7 +10,7 @@ from typing import Optional, Sequence
 
 import numpy as np
 
-from passl_xcit.datasets.transforms import require, require_probability
+from passl_xcit.datasets.transforms import require, require_probability, require_range
 from passl_xcit.utils.errors import DataError
 from passl_xcit.utils.registry import BATCH_TRANSFORMS
 
@@ -38,7 +38,8 @@ def mix(images, partners, lam, box):
 class Mixup:
     """Mixup (arXiv:1710.09412, eq. 1) and CutMix (arXiv:1905.04899, eq. 1 and 2) with label smoothing.
 
-    Sample i is mixed with sample B - 1 - i, its partner, by the rules of timm/data/mixup.py.
+    Sample i is mixed with sample B - 1 - i, its partner, by the rules of timm/data/mixup.py (1.0.31; older ones, and
+    PASSL, make CutMix boxes of odd sides one pixel smaller).
 
     Args:
         mixup_alpha: lam ~ Beta(alpha, alpha) for Mixup; 0 switches Mixup off.
@@ -76,23 +77,20 @@ class Mixup:
         require(0 <= mixup_alpha < math.inf, "mixup_alpha", mixup_alpha, "0 or more")
         require(0 <= cutmix_alpha < math.inf, "cutmix_alpha", cutmix_alpha, "0 or more")
         require(0 <= label_smoothing < 1, "label_smoothing", label_smoothing, "0 <= label_smoothing < 1")
+        if cutmix_minmax is not None:
+            require_range("cutmix_minmax", cutmix_minmax, most=1)
         require_probability("prob", prob)
         require_probability("switch_prob", switch_prob)
-        self.mixup_alpha, self.cutmix_alpha, self.cutmix_minmax = mixup_alpha, cutmix_alpha, cutmix_minmax
-        self.prob, self.switch_prob = prob, self._cutmix_prob(prob, switch_prob)
-        self.mode, self.correct_lam, self.label_smoothing = mode, correct_lam, label_smoothing
-        self.num_classes = _number_of_classes(num_classes, model_classes)
-
-    def _cutmix_prob(self, prob, switch_prob):
-        low, high = self.cutmix_minmax or (0, 1)
-        require(0 <= low < high <= 1, "cutmix_minmax", self.cutmix_minmax, "[min, max] with 0 <= min < max <= 1")
-        cutmix = self.cutmix_alpha > 0 or self.cutmix_minmax is not None
-        if prob > 0 and self.mixup_alpha == 0 and not cutmix:
+        cutmix = cutmix_alpha > 0 or cutmix_minmax is not None
+        if prob > 0 and mixup_alpha == 0 and not cutmix:
             raise ValueError(
                 "mixup_alpha and cutmix_alpha are both 0, so nothing can be mixed: "
                 "set one of them above 0, or prob: 0 for label smoothing alone"
             )
-        return switch_prob if cutmix and self.mixup_alpha > 0 else float(cutmix)
+        self.mixup_alpha, self.cutmix_alpha, self.cutmix_minmax = mixup_alpha, cutmix_alpha, cutmix_minmax
+        self.prob, self.cutmix_prob = prob, switch_prob if cutmix and mixup_alpha > 0 else float(cutmix)
+        self.mode, self.correct_lam, self.label_smoothing = mode, correct_lam, label_smoothing
+        self.num_classes = _number_of_classes(num_classes, model_classes)
 
     def __call__(self, images, targets, rng):
         images = np.asarray(images, np.float32)
@@ -118,26 +116,28 @@ class Mixup:
     def _draw_rule(self, height, width, rng):
         if rng.random() >= self.prob:
             return 1.0, None
-        if rng.random() >= self.switch_prob:
+        if rng.random() >= self.cutmix_prob:
             return rng.beta(self.mixup_alpha, self.mixup_alpha), None
+        return self._draw_cutmix(height, width, rng)
+
+    def _draw_cutmix(self, height, width, rng):
         if self.cutmix_minmax is not None:
-            lam, box = None, self._draw_minmax_box(height, width, rng)
-        else:
-            lam = rng.beta(self.cutmix_alpha, self.cutmix_alpha)
-            box = _draw_box(height, width, lam, rng)
-        if lam is None or self.correct_lam:
-            top, bottom, left, right = box
-            lam = 1 - (bottom - top) * (right - left) / (height * width)
-        return lam, box
+            box = self._draw_minmax_box(height, width, rng)
+            return _share_outside(box, height, width), box
+        lam = rng.beta(self.cutmix_alpha, self.cutmix_alpha)
+        box = _draw_box(height, width, lam, rng)
+        return _share_outside(box, height, width) if self.correct_lam else lam, box
 
     def _draw_minmax_box(self, height, width, rng):
-        low, high = self.cutmix_minmax
-        # A small image may have no whole number between the bounds; its box then has the lower one.
-        box_height = int(rng.integers(int(height * low), max(int(height * high), int(height * low) + 1)))
-        box_width = int(rng.integers(int(width * low), max(int(width * high), int(width * low) + 1)))
-        top = int(rng.integers(0, height - box_height))
-        left = int(rng.integers(0, width - box_width))
+        box_height, box_width = self._draw_side(height, rng), self._draw_side(width, rng)
+        top = int(rng.integers(0, height - box_height + 1))
+        left = int(rng.integers(0, width - box_width + 1))
         return top, top + box_height, left, left + box_width
+
+    def _draw_side(self, length, rng):
+        low, high = (int(length * fraction) for fraction in self.cutmix_minmax)
+        # timm leaves `high` out; between the bounds of a small image there may be no whole number but `low`.
+        return int(rng.integers(low, max(high, low + 1)))
 
     def _smooth_labels(self, targets):
         targets, classes = np.asarray(targets), self.num_classes
@@ -152,11 +152,16 @@ class Mixup:
 
 def _draw_box(height, width, lam, rng):
     """CutMix's box: sides of sqrt(1 - lam) of the image's, centre anywhere in the image, cut at the border."""
-    half_height, half_width = int(height * math.sqrt(1 - lam)) // 2, int(width * math.sqrt(1 - lam)) // 2
+    box_height, box_width = int(height * math.sqrt(1 - lam)), int(width * math.sqrt(1 - lam))
     y, x = int(rng.integers(0, height)), int(rng.integers(0, width))
-    top, bottom = max(y - half_height, 0), min(y + half_height, height)
-    left, right = max(x - half_width, 0), min(x + half_width, width)
+    top, bottom = max(y - box_height // 2, 0), min(y + (box_height + 1) // 2, height)
+    left, right = max(x - box_width // 2, 0), min(x + (box_width + 1) // 2, width)
     return top, bottom, left, right
+
+
+def _share_outside(box, height, width):
+    top, bottom, left, right = box
+    return 1 - (bottom - top) * (right - left) / (height * width)
 
 
 def _number_of_classes(num_classes, model_classes):

@@ -62,7 +62,8 @@ def _height_width(size):
     return pair
 
 
-def _require_range(argument, pair, most):
+def require_range(argument, pair, most):
+    """Raise ValueError unless `pair` is (low, high) with 0 < low <= high <= most."""
     ordered = len(pair) == 2 and 0 < pair[0] <= pair[1] <= most
     bound = "" if most == math.inf else f" <= {most}"
     require(ordered, argument, pair, f"two numbers, 0 < low <= high{bound}")
@@ -164,8 +165,8 @@ class RandomResizedCrop:
         ratio: Sequence[float] = (3 / 4, 4 / 3),
         interpolation: str = "bilinear",
     ):
-        _require_range("scale", scale, most=1)
-        _require_range("ratio", ratio, most=math.inf)
+        require_range("scale", scale, most=1)
+        require_range("ratio", ratio, most=math.inf)
         self.height, self.width = _height_width(size)
         self.scale, self.ratio = scale, ratio
         self.filter = pil_interpolation(interpolation)
@@ -281,9 +282,9 @@ class RandomErasing:
         max_aspect = 1 / min_aspect if max_aspect is None and min_aspect > 0 else max_aspect
         max_count = min_count if max_count is None else max_count
         require_probability("prob", prob)
-        _require_range("min_area, max_area", (min_area, max_area), most=1)
-        _require_range("min_aspect, max_aspect", (min_aspect, max_aspect), most=math.inf)
-        _require_range("min_count, max_count", (min_count, max_count), most=math.inf)
+        require_range("min_area, max_area", (min_area, max_area), most=1)
+        require_range("min_aspect, max_aspect", (min_aspect, max_aspect), most=math.inf)
+        require_range("min_count, max_count", (min_count, max_count), most=math.inf)
         require(mode in self.MODES, "mode", mode, f"one of {', '.join(self.MODES)}")
         self.prob, self.mode = prob, mode
         self.area, self.count = (min_area, max_area), (min_count, max_count)
