@@ -4,11 +4,10 @@ A worker process can hand over data but no exception that a user could read, so 
 travels as text and is raised in the main process.
 """
 
-import os
-
 import numpy as np
 from paddle.io import DataLoader, Dataset
 
+from passl_xcit.utils.cpu import usable_cores
 from passl_xcit.utils.errors import DataError, UserError
 from passl_xcit.utils.seed import BATCH, generator
 
@@ -43,7 +42,7 @@ class ImageLoader:
             _TextForErrors(dataset),
             batch_sampler=batch_sampler,
             collate_fn=Collate(dataset.batch_transforms, dataset.seed),
-            num_workers=min(num_workers, os.cpu_count() or 1),
+            num_workers=min(num_workers, usable_cores()),
             use_shared_memory=use_shared_memory,
             prefetch_factor=prefetch_factor,
         )

@@ -19,12 +19,13 @@ from passl_xcit.utils.registry import join
 MAX_OPCODES = 1_000_000
 MAX_DEPTH = 16
 MAX_DIMS = 8
-# Wider keys than 32 bits could be chosen so that all of them collide in the dictionary.
-MAX_KEY = 2**31
+# Among wider integers a file could choose keys that all collide in the dictionary.
+MAX_KEY = 2**24
+MAX_INT_BYTES = 255
 
-DTYPES = {code: np.dtype(code) for code in "b1 i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8".split()}
+DTYPES = {code: np.dtype(code) for code in ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")}
 
-_SCALARS = (str, int, float, bool, type(None))
+_SCALARS = (int, float, bool, type(None))
 _CALL_EVAL = (
     "asks to call builtins.eval, as a saved DenseTensor (or an attack) does; if you trust the file, save its values "
     "as Tensors: paddle.save({k: paddle.to_tensor(numpy.array(v)) for k, v in state.items()}, path)"
@@ -83,7 +84,7 @@ class _DType:
 
 
 class _Array:
-    """An array on the stack: numpy's pickles create it empty and fill it with BUILD."""
+    """An array or numpy scalar on the stack: most pickles create an array empty and fill it with BUILD."""
 
     def __init__(self, array=None):
         self.array = array
@@ -136,7 +137,7 @@ class _Machine:
         if kind is memoryview or kind is bytes or kind is str:
             self.spend(len(value))
             return bytes(value) if kind is memoryview else value
-        if kind in _SCALARS or isinstance(value, np.generic):
+        if kind in _SCALARS:
             return value
         raise self.unwanted("holds a class, a function or an array without data")
 
@@ -176,14 +177,13 @@ class _Machine:
     def push(self, value):
         self.stack.append(value)
 
-    def pop(self):
-        if not self.stack:
-            raise self.damaged("takes more off the stack than was put there")
-        return self.stack.pop()
-
     def top(self):
-        self.push(self.pop())
+        self.need(1)
         return self.stack[-1]
+
+    def need(self, count):
+        if len(self.stack) < count:
+            raise self.damaged("takes more off the stack than was put there")
 
     def mark(self):
         self.marks.append(self.stack)
@@ -195,8 +195,11 @@ class _Machine:
         items, self.stack = self.stack, self.marks.pop()
         return items
 
-    def pop_several(self, count):
-        return [self.pop() for _ in range(count)][::-1]
+    def pop(self, count):
+        self.need(count)
+        items = self.stack[-count:]
+        del self.stack[-count:]
+        return items
 
     def int_(self, width, signed):
         self.push(int.from_bytes(self.take(width), "little", signed=signed))
@@ -234,6 +237,8 @@ class _Machine:
             target[key] = value
 
     def put(self, index):
+        if index >= MAX_OPCODES:
+            raise self.damaged(f"numbers an object {index}")
         self.memo[index] = self.top()
 
     def get(self, index):
@@ -261,23 +266,28 @@ class _Machine:
         self.push(_GLOBALS[module, name])
 
     def reduce(self):
-        function, arguments = self.pop_several(2)
+        function, arguments = self.pop(2)
         if type(function) is not _Global or function.make is None or type(arguments) is not tuple:
             raise self.unwanted("calls something that is not a constructor of plain data")
         self.push(function.make(self, arguments))
 
     def build(self):
-        target, state = self.pop_several(2)
+        target, state = self.pop(2)
         self.push(target)
         if type(state) is not tuple:
             raise self.unwanted("sets the state of an object to something that is not a tuple")
         if type(target) is _DType:
             self.check_byte_order(target.dtype, state)
-        elif type(target) is _Array and target.array is None and len(state) == 5 and state[0] == 1:
-            _, shape, dtype, fortran, raw = state
-            target.array = self.array(raw, dtype, shape, "F" if fortran is True else "C")
+        elif type(target) is _Array and target.array is None:
+            self.fill(target, state)
         else:
             raise self.unwanted("sets the state of something that is not a new array")
+
+    def fill(self, target, state):
+        if len(state) != 5 or state[0] != 1 or type(state[3]) is not bool:
+            raise self.unwanted("has an array in an unusual form")
+        _, shape, dtype, fortran, raw = state
+        target.array = self.array(raw, dtype, shape, "F" if fortran else "C")
 
     def check_byte_order(self, dtype, state):
         if state[1:2] == (">",):
@@ -331,7 +341,7 @@ class _Machine:
     def make_scalar(self, arguments):
         if len(arguments) != 2:
             raise self.unwanted("makes a number with unusual arguments")
-        return self.array(arguments[1], arguments[0], (), "C")[()]
+        return _Array(self.array(arguments[1], arguments[0], (), "C")[()])
 
     def make_bytes(self, arguments):
         """`_codecs.encode(text, 'latin1')`, the form that bytes take in protocol 2."""
@@ -402,15 +412,15 @@ _OPERATIONS = {
     0x8E: lambda m: m.raw(8),
     0x96: lambda m: m.raw(8),
     ord("]"): lambda m: m.push([]),
-    ord("a"): lambda m: m.append([m.pop()]),
+    ord("a"): lambda m: m.append(m.pop(1)),
     ord("e"): lambda m: m.append(m.pop_mark()),
     ord(")"): lambda m: m.push(()),
-    0x85: lambda m: m.push(tuple(m.pop_several(1))),
-    0x86: lambda m: m.push(tuple(m.pop_several(2))),
-    0x87: lambda m: m.push(tuple(m.pop_several(3))),
+    0x85: lambda m: m.push(tuple(m.pop(1))),
+    0x86: lambda m: m.push(tuple(m.pop(2))),
+    0x87: lambda m: m.push(tuple(m.pop(3))),
     ord("t"): lambda m: m.push(tuple(m.pop_mark())),
     ord("}"): lambda m: m.push({}),
-    ord("s"): lambda m: m.set_items(m.pop_several(2)),
+    ord("s"): lambda m: m.set_items(m.pop(2)),
     ord("u"): lambda m: m.set_items(m.pop_mark()),
     ord("q"): lambda m: m.put(m.unsigned(1)),
     ord("r"): lambda m: m.put(m.unsigned(4)),
@@ -418,7 +428,127 @@ _OPERATIONS = {
     ord("h"): lambda m: m.get(m.unsigned(1)),
     ord("j"): lambda m: m.get(m.unsigned(4)),
     ord("c"): _Machine.global_line,
-    0x93: lambda m: m.global_(*m.pop_several(2)),
+    0x93: lambda m: m.global_(*m.pop(2)),
     ord("R"): _Machine.reduce,
     ord("b"): _Machine.build,
 }
+
+
+class _Writer:
+    """The opposite of `_Machine`, for the values of our own files; it never uses the memo."""
+
+    def __init__(self, write):
+        self.write, self.opcodes = write, 0
+
+    def put(self, code, argument=b""):
+        self.opcodes += 1
+        if self.opcodes > MAX_OPCODES:
+            raise ValueError(f"more values than {MAX_OPCODES:,} pickle opcodes can hold")
+        self.write(code)
+        self.write(argument)
+
+    def value(self, value, path, depth):
+        if depth > MAX_DEPTH:
+            raise ValueError(f"{path}: nested deeper than {MAX_DEPTH}")
+        if isinstance(value, dict):
+            self.dict(value, path, depth)
+        elif type(value) is list or type(value) is tuple:
+            self.sequence(value, path, depth)
+        elif type(value) is np.ndarray:
+            self.array(value, path)
+        elif type(value) in _SCALARS or type(value) is str:
+            self.scalar(value, path)
+        else:
+            raise TypeError(f"{path}: a {type(value).__name__} cannot be stored; give an array, a number or text")
+
+    def dict(self, items, path, depth):
+        self.put(b"}")
+        self.put(b"(")
+        for key, value in items.items():
+            if type(key) is not str and not (type(key) is int and abs(key) < MAX_KEY):
+                raise TypeError(f"{join(path, key)}: a dict key must be text or an integer below {MAX_KEY:,}")
+            self.scalar(key, path)
+            self.value(value, join(path, key), depth + 1)
+        self.put(b"u")
+
+    def sequence(self, items, path, depth):
+        if type(items) is list:
+            self.put(b"]")
+        self.put(b"(")
+        for index, item in enumerate(items):
+            self.value(item, join(path, index), depth + 1)
+        self.put(b"e" if type(items) is list else b"t")
+
+    def scalar(self, value, path):
+        if value is None or type(value) is bool:
+            self.put({None: b"N", True: b"\x88", False: b"\x89"}[value])
+        elif type(value) is float:
+            self.put(b"G", struct.pack(">d", value))
+        elif type(value) is int:
+            self.integer(value, path)
+        else:
+            self.text(value, path)
+
+    def integer(self, value, path):
+        if -(2**31) <= value < 2**31:
+            return self.put(b"J", struct.pack("<i", value))
+        width = value.bit_length() // 8 + 1
+        if width > MAX_INT_BYTES:
+            raise ValueError(f"{path}: an integer of more than {MAX_INT_BYTES} bytes cannot be stored")
+        self.put(b"\x8a", bytes([width]) + value.to_bytes(width, "little", signed=True))
+
+    def text(self, value, path):
+        try:
+            raw = value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError(f"{path}: {ascii(value)} is not text that UTF-8 can hold") from None
+        self.put(b"\x8d", struct.pack("<Q", len(raw)) + raw)
+
+    def global_(self, module, name):
+        self.put(b"c", f"{module}\n{name}\n".encode())
+
+    def array(self, value, path):
+        code = value.dtype.str[1:]
+        if DTYPES.get(code) != value.dtype or code in _NOT_IN_PADDLE:
+            raise TypeError(f"{path}: an array of type {value.dtype} cannot be stored; paddle.load would not read it")
+        if value.ndim > MAX_DIMS:
+            raise ValueError(f"{path}: an array of more than {MAX_DIMS} axes cannot be stored")
+        fortran = value.flags.fnc
+        self.empty_array()
+        self.put(b"(")
+        self.integer(1, path)
+        self.tuple_of(value.shape)
+        self.dtype(code)
+        self.put(b"\x88" if fortran else b"\x89")
+        raw = np.ascontiguousarray(value.T if fortran else value).reshape(-1).view(np.uint8)
+        self.put(b"\x8e", struct.pack("<Q", raw.size))
+        self.write(raw.data)
+        self.put(b"t")
+        self.put(b"b")
+
+    def empty_array(self):
+        """`_reconstruct(ndarray, (0,), b"b")`"""
+        self.global_("numpy.core.multiarray", "_reconstruct")
+        self.global_("numpy", "ndarray")
+        self.put(b"K", b"\0")
+        self.put(b"\x85")
+        self.put(b"C", b"\x01b")
+        self.put(b"\x87")
+        self.put(b"R")
+
+    def dtype(self, code):
+        """`dtype(code, False, True)` with its state `(3, byte order, None, None, None, -1, -1, 0)`"""
+        self.global_("numpy", "dtype")
+        self.tuple_of((code, False, True))
+        self.put(b"R")
+        self.tuple_of((3, DTYPES[code].str[0], None, None, None, -1, -1, 0))
+        self.put(b"b")
+
+    def tuple_of(self, items):
+        self.put(b"(")
+        for item in items:
+            self.scalar(item, "")
+        self.put(b"t")
+
+
+_NOT_IN_PADDLE = ("u4", "u8")

@@ -14,6 +14,7 @@ class ConfigError(UserError):
     """A config file, an override or a command line that cannot be right."""
 
     exit_code = 2
+    located = False  # whether the text already names the file
 
     def __init__(self, message, path=""):
         self.message, self.path = message, path

@@ -11,6 +11,7 @@ h heads, d = C / h channels of a head, p patch size.
 import math
 from functools import lru_cache
 
+import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
@@ -52,23 +53,26 @@ class PositionalEncodingFourier(nn.Layer):
         """-> [N, C]"""
         waves = _fourier_waves(height, width, self.hidden_dim, self.temperature)  # [N, 2 * hidden_dim]
         weight = self.token_projection.weight.flatten(1)  # [C, 2 * hidden_dim]
-        return paddle.matmul(waves.astype(weight.dtype), weight, transpose_y=True) + self.token_projection.bias
+        waves = paddle.to_tensor(waves, dtype=weight.dtype)
+        return paddle.matmul(waves, weight, transpose_y=True) + self.token_projection.bias
 
 
 @lru_cache(maxsize=32)
+def _fourier_waves(height, width, hidden_dim, temperature):
+    """float32 [N, 2 * hidden_dim]: the waves of the row, then those of the column. NumPy: a graph can hold no tensor."""
+    rows = _axis_waves(height, hidden_dim, temperature)[:, None]  # [H, 1, hidden_dim]
+    columns = _axis_waves(width, hidden_dim, temperature)[None, :]  # [1, W, hidden_dim]
+    grid = (height, width, hidden_dim)
+    waves = np.concatenate([np.broadcast_to(rows, grid), np.broadcast_to(columns, grid)], axis=2)
+    return waves.reshape(height * width, 2 * hidden_dim).astype("float32")
+
+
 def _axis_waves(length, hidden_dim, temperature):
     """[length, hidden_dim]: sin and cos, interleaved, of 1-based positions scaled to 2 pi."""
-    position = paddle.arange(1, length + 1, dtype="float32") * (2 * math.pi / (length + 1e-6))
-    frequency = temperature ** (2 * (paddle.arange(hidden_dim) // 2).astype("float32") / hidden_dim)
-    angle = position.unsqueeze(1) / frequency.unsqueeze(0)
-    return paddle.stack([angle[:, 0::2].sin(), angle[:, 1::2].cos()], axis=2).flatten(1)
-
-
-def _fourier_waves(height, width, hidden_dim, temperature):
-    """[N, 2 * hidden_dim]: the row's waves, then the column's."""
-    rows = _axis_waves(height, hidden_dim, temperature).unsqueeze(1).expand([height, width, hidden_dim])
-    columns = _axis_waves(width, hidden_dim, temperature).unsqueeze(0).expand([height, width, hidden_dim])
-    return paddle.concat([rows, columns], axis=2).reshape([height * width, 2 * hidden_dim])
+    position = np.arange(1, length + 1) * (2 * math.pi / (length + 1e-6))
+    frequency = temperature ** (2 * (np.arange(hidden_dim) // 2) / hidden_dim)
+    angle = position[:, None] / frequency[None, :]
+    return np.stack([np.sin(angle[:, 0::2]), np.cos(angle[:, 1::2])], axis=2).reshape(length, hidden_dim)
 
 
 class XCA(nn.Layer):
@@ -112,7 +116,8 @@ class XCA(nn.Layer):
 
     def _column_norms(self, x):
         """[B, N, C] -> [B, h, d]: each channel's length over the tokens."""
-        norms = (x * x).sum(axis=1).sqrt().clip(min=NORM_FLOOR)
+        # The floor stands under the root: the root of 0 has no finite gradient.
+        norms = (x * x).sum(axis=1).clip(min=NORM_FLOOR**2).sqrt()
         return norms.reshape([0, self.num_heads, -1])
 
 

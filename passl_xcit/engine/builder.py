@@ -1,0 +1,188 @@
+"""The one file that turns a config into objects; every other class takes plain keyword arguments."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Optional, Sequence
+
+import paddle
+
+# Importing these files fills the registries.
+from passl_xcit.datasets import auto_augment, batch_transforms, demo_fashion_mnist, imagenet, transforms  # noqa: F401
+from passl_xcit.datasets.dataloader import ImageLoader
+from passl_xcit.datasets.dataset import check_labels
+from passl_xcit.datasets.sampler import DistributedBatchSampler  # noqa: F401
+from passl_xcit.engine.evaluator import Evaluator
+from passl_xcit.engine.trainer import Trainer, with_sync_batch_norm
+from passl_xcit.hooks import checkpoint_hook, evaluate_hook, log_hook  # noqa: F401
+from passl_xcit.modeling import architectures, heads  # noqa: F401
+from passl_xcit.modeling.backbones import xcit  # noqa: F401
+from passl_xcit.solver import lr_scheduler, optimizer  # noqa: F401
+from passl_xcit.utils.dist import rank, world_size
+from passl_xcit.utils.errors import ConfigError
+from passl_xcit.utils.logger import TRAINER, get_logger
+from passl_xcit.utils.registry import DATASETS, HOOKS, LR_SCHEDULERS, MODELS, OPTIMIZERS, SAMPLERS, Schema
+
+logger = get_logger(TRAINER)
+
+
+class Section:
+    """A config node without a `name`: its keys are the arguments of one callable."""
+
+    def __init__(self, label, make, nodes=None, runtime=()):
+        self.label, self.schema = label, Schema(make, nodes, runtime)
+
+    def check(self, node, path):
+        self.schema.check(node, path, self.label)
+
+
+@dataclass
+class Split:
+    """`dataloader.train` or `dataloader.val`."""
+
+    dataset: dict
+    sampler: dict
+    loader: Optional[dict] = None
+
+
+@dataclass
+class Loaders:
+    """`dataloader`."""
+
+    train: Optional[dict] = None
+    val: Optional[dict] = None
+
+
+@dataclass
+class Experiment:
+    """The top level of a config file: PASSL's keys.
+
+    `is_train` and `timestamp` are what PASSL adds to the config that it prints; a printed config runs as a file.
+    """
+
+    model: dict
+    dataloader: dict
+    epochs: Optional[int] = None
+    output_dir: str = "outputs"
+    seed: int = 0
+    device: Optional[str] = None
+    lr_scheduler: Optional[dict] = None
+    optimizer: Optional[dict] = None
+    log_config: Optional[dict] = None
+    checkpoint: Optional[dict] = None
+    custom_config: Optional[Sequence[dict]] = None
+    is_train: Any = None
+    timestamp: Any = None
+
+
+LOADER = Section("loader", ImageLoader, runtime=("dataset", "batch_sampler"))
+SPLIT = Section("dataloader", Split, nodes={"dataset": DATASETS, "sampler": SAMPLERS, "loader": LOADER})
+LOADERS = Section("dataloader", Loaders, nodes={"train": SPLIT, "val": SPLIT})
+EXPERIMENT = Section(
+    "the config",
+    Experiment,
+    nodes={
+        "model": MODELS,
+        "dataloader": LOADERS,
+        "lr_scheduler": LR_SCHEDULERS,
+        "optimizer": OPTIMIZERS,
+        "log_config": HOOKS,
+        "checkpoint": HOOKS,
+        "custom_config": HOOKS,
+    },
+)
+NEEDED_TO_TRAIN = ("epochs", "lr_scheduler", "optimizer", "dataloader.train")
+
+
+def check_config(cfg, training):
+    """Raise ConfigError, before anything is built, if `cfg` holds a wrong key or value or lacks a needed one."""
+    with cfg.errors_name_files():
+        EXPERIMENT.check(cfg.to_dict(), "")
+        for path in NEEDED_TO_TRAIN if training else ("dataloader.val",):
+            _need(cfg, path)
+        if cfg.get("epochs") is not None and cfg["epochs"] < 1:
+            raise ConfigError(f"must be at least 1, not {cfg['epochs']}", "epochs")
+        if cfg.get("seed", 0) < 0:
+            raise ConfigError(f"must not be negative, but is {cfg['seed']}", "seed")
+
+
+def _need(cfg, path):
+    node = cfg.to_dict()
+    for key in path.split("."):
+        node = node.get(key)
+        if node is None:
+            raise ConfigError(f"'{path}' is needed {'to evaluate' if path.endswith('val') else 'to train'}", path)
+
+
+def build_model(cfg):
+    """The model, with weights that depend on `seed` only; prints its number of parameters as PASSL does."""
+    paddle.seed(cfg.get("seed", 0))
+    with cfg.errors_name_files():
+        model = MODELS.build(cfg["model"], "model")
+    trainable = sum(parameter.size for parameter in model.parameters() if not parameter.stop_gradient)
+    logger.info(f"Number of Parameters is {format_count(trainable)}.")
+    return model
+
+
+def format_count(number):
+    """3,049,016 -> '3.05M', in powers of a thousand, as PASSL prints it."""
+    power = min(int(math.log10(max(number, 1)) // 3), 5)
+    return f"{number / 1000**power:.2f}{['', 'K', 'M', 'B', 'T', 'Q'][power]}"
+
+
+def build_loader(cfg, split, num_classes):
+    """The ImageLoader of `split` ("train" or "val") for a model of `num_classes` classes."""
+    node, path, seed = cfg["dataloader"][split], f"dataloader.{split}", cfg.get("seed", 0)
+    with cfg.errors_name_files():
+        _check_val(split, node)
+        dataset = DATASETS.build(node["dataset"], f"{path}.dataset", seed=seed, model_classes=num_classes)
+        check_labels(dataset.labels, dataset.class_names, num_classes, dataset.where)
+        position = {"length": len(dataset), "rank": rank(), "world_size": world_size()}
+        sampler = SAMPLERS.build(node["sampler"], f"{path}.sampler", seed=seed, pad=split == "train", **position)
+        runtime = {"dataset": dataset, "batch_sampler": sampler}
+        return LOADER.schema.build(node.get("loader") or {}, f"{path}.loader", runtime)
+
+
+def _check_val(split, node):
+    if split == "val" and node["sampler"].get("drop_last"):
+        raise ConfigError("must be false: an evaluation leaves no sample out", "dataloader.val.sampler.drop_last")
+    if split == "val" and node["dataset"].get("batch_transforms"):
+        raise ConfigError("an evaluation mixes no images", "dataloader.val.dataset.batch_transforms")
+
+
+def build_evaluator(cfg, model):
+    return Evaluator(model, build_loader(cfg, "val", model.num_classes))
+
+
+def build_trainer(cfg, model):
+    """The Trainer of `cfg` for `model`, with its loaders, optimizer, schedule and hooks."""
+    hooks = build_hooks(cfg)
+    train_loader = build_loader(cfg, "train", model.num_classes)
+    model = with_sync_batch_norm(model)
+    evaluates = any(isinstance(hook, evaluate_hook.EvaluateHook) for hook in hooks)
+    with cfg.errors_name_files():
+        if evaluates:
+            _need(cfg, "dataloader.val")
+        schedule = LR_SCHEDULERS.build(cfg["lr_scheduler"], "lr_scheduler", iters_per_epoch=max(1, len(train_loader)))
+        optimizer = OPTIMIZERS.build(cfg["optimizer"], "optimizer", learning_rate=schedule, model=model)
+    return Trainer(
+        model,
+        train_loader,
+        optimizer,
+        schedule,
+        epochs=cfg["epochs"],
+        hooks=hooks,
+        evaluator=build_evaluator(cfg, model) if evaluates else None,
+        output_dir=cfg.get("output_dir", "outputs"),
+        seed=cfg.get("seed", 0),
+    )
+
+
+def build_hooks(cfg):
+    """The log hook and the checkpoint hook (PASSL's defaults where the config has none), then `custom_config`'s."""
+    nodes = [
+        ("log_config", cfg.get("log_config") or {"name": "LogHook"}),
+        ("checkpoint", cfg.get("checkpoint") or {"name": "CheckpointHook"}),
+        *((f"custom_config.{index}", node) for index, node in enumerate(cfg.get("custom_config") or [])),
+    ]
+    with cfg.errors_name_files():
+        return [HOOKS.build(node, path) for path, node in nodes]

@@ -1,0 +1,87 @@
+"""What `tools/train.py` does, from the config file to the last line of the log."""
+
+import datetime
+from pathlib import Path
+
+import paddle
+
+from passl_xcit.engine import builder
+from passl_xcit.engine.checkpoint import resume, resume_newest
+from passl_xcit.modeling.weights import load_weights
+from passl_xcit.utils import dist
+from passl_xcit.utils.config import load_config
+from passl_xcit.utils.device import current_place, select_device
+from passl_xcit.utils.errors import ConfigError, WeightsError
+from passl_xcit.utils.logger import TRAINER, get_logger, log_to_folder, setup_logger
+
+logger = get_logger(TRAINER)
+
+
+def run(config_file, overrides=(), load=None, resume_from=None, evaluate_only=False, distribute=None):
+    """Train, or with `evaluate_only` evaluate, what `config_file` describes.
+
+    Args:
+        config_file: path of a YAML file.
+        overrides: a list of `utils.config.Override`, such as `parse_override('optimizer.weight_decay=0.1')`.
+        load: weight file or checkpoint whose weights the model starts with.
+        resume_from: checkpoint to go on from, or `auto` for the newest of the output folder.
+        evaluate_only: evaluate and stop; needs no training data and builds no optimizer.
+        distribute: True or False insist on several processes or on one; None takes what was launched.
+
+    Raises:
+        UserError: for anything the user can mend, with nothing written to the disk.
+    """
+    cfg = _read_config(config_file, overrides, evaluate_only)
+    _check_options(load, resume_from, evaluate_only, distribute)
+    setup_logger()
+    get_logger().info(f"Configs: {cfg}")
+    select_device(cfg.get("device") or ("gpu" if paddle.device.is_compiled_with_cuda() else "cpu"))
+    dist.init_parallel()
+    logger.info(f"train with paddle {paddle.__version__} on {current_place()} device")
+    model = builder.build_model(cfg)
+    if load:
+        load_weights(model, load)
+    if evaluate_only:
+        evaluator = builder.build_evaluator(cfg, model)
+        return evaluator.evaluate()
+    return _train(cfg, model, resume_from)
+
+
+def _train(cfg, model, resume_from):
+    trainer = builder.build_trainer(cfg, model)
+    if resume_from == "auto":
+        resume_newest(trainer.output_dir, trainer)
+    elif resume_from:
+        resume(resume_from, trainer)
+    _make_folder(trainer.output_dir)
+    log_to_folder(trainer.output_dir, dist.rank())
+    trainer.train()
+    return trainer.state.best
+
+
+def _read_config(config_file, overrides, evaluate_only):
+    cfg = load_config(config_file, overrides)
+    builder.check_config(cfg, training=not evaluate_only)
+    timestamp = datetime.datetime.now().strftime("-%Y-%m-%d-%H-%M")
+    return cfg.with_values(is_train=not evaluate_only, timestamp=timestamp)
+
+
+def _check_options(load, resume_from, evaluate_only, distribute):
+    if resume_from and (load or evaluate_only):
+        other = "--load" if load else "--evaluate-only"
+        raise ConfigError(f"--resume and {other} cannot go together: --resume takes weights and training state")
+    for option, path in (("--load", load), ("--resume", None if resume_from == "auto" else resume_from)):
+        if path and not Path(path).exists():
+            raise WeightsError(f"{option} {path}: there is no such file")
+    processes = dist.launched_processes()
+    if distribute is True and processes == 1:
+        raise ConfigError("--distribute True: start with `python -m paddle.distributed.launch tools/train.py ...`")
+    if distribute is False and processes > 1:
+        raise ConfigError(f"--distribute False, but paddle.distributed.launch started {processes} processes")
+
+
+def _make_folder(folder):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be made: {error.strerror}", "output_dir") from error

@@ -1,0 +1,87 @@
+"""Writes checkpoints, prunes old ones, keeps `latest` and `best`."""
+
+import re
+from pathlib import Path
+from typing import Optional
+
+from passl_xcit.hooks.hook import Hook
+from passl_xcit.utils.dist import is_main, wait_for_all
+from passl_xcit.utils.logger import TRAINER, get_logger
+from passl_xcit.utils.registry import HOOKS
+
+logger = get_logger(TRAINER)
+
+
+class CheckpointHook(Hook):
+    """Writes `epoch_N.pdparams` every `interval` epochs and after the last one.
+
+    `latest.pdparams` is the newest of them. `best.pdparams` is the one with the highest acc1 and outlives pruning;
+    an epoch that is the best so far is saved even between two intervals.
+
+    Args:
+        interval: epochs (iterations with `by_epoch: False`) between two checkpoints.
+        by_epoch: False counts iterations and names the files `iter_N.pdparams`.
+        save_optimizer: False leaves out the optimizer's state; such a file evaluates, but cannot be resumed.
+        out_dir: another folder than the run's.
+        max_keep_ckpts: numbered files that are kept, the newest; 0 keeps all.
+        filename_tmpl: another name than `epoch_{}.pdparams`.
+        create_symlink: whether to keep `latest.pdparams` (a hard link, where PASSL makes a symbolic one).
+    """
+
+    priority = 80
+
+    def __init__(
+        self,
+        interval: int = 1,
+        by_epoch: bool = True,
+        save_optimizer: bool = True,
+        out_dir: Optional[str] = None,
+        max_keep_ckpts: int = 5,
+        filename_tmpl: Optional[str] = None,
+        create_symlink: bool = True,
+        priority: Optional[int] = None,
+    ):
+        super().__init__(priority)
+        if interval < 1 or max_keep_ckpts < 0:
+            raise ValueError(f"interval {interval}, max_keep_ckpts {max_keep_ckpts}: expected at least 1 and 0")
+        self.template = filename_tmpl or ("epoch_{}.pdparams" if by_epoch else "iter_{}.pdparams")
+        if self.template.count("{}") != 1 or "/" in self.template or not self.template.endswith(".pdparams"):
+            raise ValueError(f"filename_tmpl is a name like 'epoch_{{}}.pdparams', not '{self.template}'")
+        self.interval, self.by_epoch, self.save_optimizer = interval, by_epoch, save_optimizer
+        self.out_dir, self.max_keep_ckpts, self.create_symlink = out_dir, max_keep_ckpts, create_symlink
+
+    def train_iter_end(self, trainer):
+        if not self.by_epoch and trainer.state.iter % self.interval == 0:
+            self._save(trainer, trainer.state.iter, "iterations")
+
+    def train_epoch_end(self, trainer):
+        state = trainer.state
+        if not self.by_epoch:
+            return
+        is_best = state.best.get("epoch") == state.epoch
+        if state.epoch % self.interval == 0 or state.epoch == trainer.epochs or is_best:
+            self._save(trainer, state.epoch, "epochs")
+
+    def _save(self, trainer, number, unit):
+        if is_main():
+            folder = Path(self.out_dir or trainer.output_dir)
+            logger.info(f"Saving checkpoint at {number} {unit}")
+            path = folder / self.template.format(number)
+            trainer.save_checkpoint(path, self.save_optimizer)
+            if self.create_symlink:
+                trainer.link_checkpoint(path, folder / "latest.pdparams")
+            if trainer.state.best.get("iter") == trainer.state.iter:
+                trainer.link_checkpoint(path, folder / "best.pdparams")
+            self._prune(folder, number)
+        wait_for_all()
+
+    def _prune(self, folder, newest):
+        """Remove all but the newest `max_keep_ckpts` numbered files; higher numbers belong to another run."""
+        pattern = re.compile(re.escape(self.template).replace(r"\{\}", r"(\d+)") + "$")
+        numbers = [int(match.group(1)) for match in map(pattern.match, (p.name for p in folder.iterdir())) if match]
+        mine = sorted(number for number in numbers if number <= newest)
+        for number in mine[: -self.max_keep_ckpts] if self.max_keep_ckpts else ():
+            (folder / self.template.format(number)).unlink()
+
+
+HOOKS.register(CheckpointHook)

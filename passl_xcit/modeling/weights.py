@@ -1,0 +1,47 @@
+"""Loading weights strictly: all of a model or nothing of it."""
+
+import numpy as np
+
+from passl_xcit.modeling.checkpoint_formats import read_file, state_dict_of
+from passl_xcit.utils.errors import WeightsError
+
+LINES_SHOWN = 8
+
+
+def load_weights(model, path):
+    """Read the weight file or training checkpoint `path` into `model`.
+
+    Raises:
+        WeightsError: if the file cannot be read, or names or shapes differ; the model is then unchanged.
+    """
+    set_weights(model, state_dict_of(read_file(path), str(path)), path)
+
+
+def set_weights(model, arrays, source):
+    """Copy `arrays`, {name: ndarray}, into the parameters and buffers of `model`; WeightsError unless all fit."""
+    targets = model.state_dict()
+    have = {name: list(array.shape) for name, array in arrays.items()}
+    want = {name: list(tensor.shape) for name, tensor in targets.items()}
+    differences = explain(have, want)
+    if differences:
+        raise WeightsError(f"{source} does not fit the model, which is left as it was:\n" + "\n".join(differences))
+    for name, tensor in targets.items():
+        tensor.set_value(np.ascontiguousarray(arrays[name]).astype(_numpy_dtype(tensor)))
+
+
+def explain(have, want):
+    """Lines saying how two {name: shape} tables, the file's and the model's, differ; empty when they agree."""
+    missing = [f"  - {name} {want[name]}: the model has it, the file has not" for name in want if name not in have]
+    extra = [f"  + {name} {have[name]}: the file has it, the model has not" for name in have if name not in want]
+    both = [name for name in want if name in have and have[name] != want[name]]
+    shapes = [f"  ~ {name}: file {have[name]}, model {want[name]}" for name in both]
+    return [*_shortened(missing), *_shortened(extra), *_shortened(shapes)]
+
+
+def _shortened(lines):
+    rest = len(lines) - LINES_SHOWN
+    return lines if rest <= 0 else [*lines[:LINES_SHOWN], f"    ... and {rest} more of this kind"]
+
+
+def _numpy_dtype(tensor):
+    return str(tensor.dtype).rsplit(".", 1)[-1]

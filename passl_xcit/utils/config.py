@@ -1,0 +1,234 @@
+"""YAML -> config: `_base_` inheritance, `-o` overrides, strict reading; nothing of a file is ever evaluated."""
+
+import contextlib
+import copy
+import math
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from passl_xcit.utils.errors import ConfigError
+from passl_xcit.utils.registry import join
+
+MAX_BYTES = 1_000_000
+MAX_ITEMS = 100_000  # a few aliases can stand for billions of items
+MAX_DEPTH = 50
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 5e-4 as a number (YAML 1.1 calls it text) and refuses a key given twice."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.MarkedYAMLError(problem=f"the key {key!r} is not text", problem_mark=key_node.start_mark)
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f"'{key}' is given twice", problem_mark=key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+class Override(NamedTuple):
+    """A value from the command line for the dotted `path`; `option` is what messages call it."""
+
+    path: str
+    value: Any
+    option: str
+
+
+class Config:
+    """A resolved config, read only: what one reads out of it is a copy.
+
+    Args:
+        data: nested plain dicts, lists and scalars.
+        origins: {dotted path: file or option it came from}.
+    """
+
+    def __init__(self, data, origins):
+        self._data, self._origins = data, origins
+
+    def __getitem__(self, key):
+        return copy.deepcopy(self._data[key])
+
+    def __contains__(self, key):
+        return key in self._data
+
+    def get(self, key, default=None):
+        return self[key] if key in self else default
+
+    def to_dict(self):
+        return copy.deepcopy(self._data)
+
+    def with_values(self, **values):
+        """The same config with these top-level values at its end."""
+        kept = {key: value for key, value in self.to_dict().items() if key not in values}
+        return Config({**kept, **values}, self._origins)
+
+    def where(self, path):
+        """The file or option that the value at the dotted `path` came from."""
+        keys = path.split(".")
+        for length in range(len(keys), -1, -1):
+            origin = self._origins.get(".".join(keys[:length]))
+            if origin:
+                return origin
+        return ""
+
+    @contextlib.contextmanager
+    def errors_name_files(self):
+        """Inside, a ConfigError that knows its dotted path also says which file the path stands in."""
+        try:
+            yield
+        except ConfigError as error:
+            origin = self.where(error.path)
+            if not origin or error.located:
+                raise
+            located = ConfigError(f"{origin}: {error}")
+            located.located = True
+            raise located from error
+
+    def __repr__(self):
+        return repr(self._data)
+
+
+def load_config(path, overrides=()):
+    """Read the YAML file `path` with its `_base_` files, then apply `overrides`, a list of Override.
+
+    Raises:
+        ConfigError: with file, and line or dotted path, for anything that is not a mapping of plain finite values.
+    """
+    data, origins = _read_with_bases(Path(path), ())
+    for override in overrides:
+        _apply(override, data, origins)
+    return Config(data, origins)
+
+
+def parse_override(text):
+    """`a.b.0.c=value` -> Override; the value is YAML: `1e-3`, `[1, 2]`, `{name: x}`."""
+    option = f"-o {text}"
+    path, equals, value_text = text.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"{option}: expected KEY=VALUE, such as -o epochs=10")
+    try:
+        value = yaml.load(value_text, _Loader)
+        _check_plain(value)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{option}: the value cannot be read: {_problem(error)}") from error
+    return Override(path, value, option)
+
+
+def _read_with_bases(path, chain):
+    if path.resolve() in chain:
+        raise ConfigError(f"{path}: _base_ leads back to this file")
+    data = _read_yaml(path)
+    bases = data.pop("_base_", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"{path}: _base_ is a path or a list of paths, not {bases!r}")
+    merged, origins = {}, {"": str(path)}
+    for base in bases:
+        base_data, base_origins = _read_with_bases(path.parent / base, (*chain, path.resolve()))
+        merged = _merge(merged, base_data, origins, base_origins, "")
+    own_origins = {dotted: str(path) for dotted in _paths(data, "")}
+    return _merge(merged, data, origins, own_origins, ""), origins
+
+
+def _read_yaml(path):
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"{path}: a config has at most {MAX_BYTES:,} bytes; is this a YAML file?")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise ConfigError(f"{path}: the config cannot be read: {reason}") from error
+    try:
+        data = yaml.load(text, _Loader)
+        _check_plain(data)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}{_line_of(error)}: {_problem(error)}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: a config is a mapping of keys to values, not {type(data).__name__}")
+    return data
+
+
+def _line_of(error):
+    mark = getattr(error, "problem_mark", None)
+    return f":{mark.line + 1}" if mark else ""
+
+
+def _problem(error):
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return getattr(error, "problem", None) or str(error).splitlines()[0]
+
+
+def _check_plain(value):
+    """Raise ValueError unless `value` is a tree of bounded size whose leaves are text, finite numbers or null."""
+    stack, items = [(value, 0)], 0
+    while stack:
+        item, depth = stack.pop()
+        items += 1
+        if items > MAX_ITEMS or depth > MAX_DEPTH:
+            raise ValueError("too large: aliases that repeat themselves, or too deep")
+        if isinstance(item, dict):
+            stack += [(child, depth + 1) for child in item.values()]
+        elif isinstance(item, list):
+            stack += [(child, depth + 1) for child in item]
+        elif not isinstance(item, (str, int, float, type(None))):
+            raise ValueError(f"{item!r} is neither text nor a number (quote it to make it text)")
+        elif isinstance(item, float) and not math.isfinite(item):
+            raise ValueError(f"{item} is not a finite number")
+
+
+def _paths(value, path):
+    """Dotted paths of everything in `value`."""
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in children:
+        yield join(path, key)
+        yield from _paths(child, join(path, key))
+
+
+def _merge(base, child, origins, child_origins, path):
+    """`child` over `base`: mappings merge key by key, unless their `name` differs; all else is replaced whole."""
+    same_kind = isinstance(base, dict) and isinstance(child, dict)
+    if not same_kind or child.get("name", base.get("name")) != base.get("name"):
+        origins.update({key: origin for key, origin in child_origins.items() if f"{key}.".startswith(f"{path}.")})
+        return child
+    merged = dict(base)
+    for key, value in child.items():
+        merged[key] = _merge(base.get(key), value, origins, child_origins, join(path, key))
+    return merged
+
+
+def _apply(override, data, origins):
+    *parents, last = override.path.split(".")
+    node = data
+    for depth, key in enumerate(parents):
+        node = _step_into(node, key, override.option, ".".join(parents[:depth]))
+    if isinstance(node, list):
+        last = _index(node, last, override.option)
+    node[last] = override.value
+    origins[override.path] = override.option
+
+
+def _step_into(node, key, option, path):
+    if isinstance(node, list):
+        return node[_index(node, key, option)]
+    child = node.setdefault(key, {})
+    if not isinstance(child, (dict, list)):
+        raise ConfigError(f"{option}: {join(path, key)} is {child!r}, which has nothing below it")
+    return child
+
+
+def _index(node, key, option):
+    if not key.isdigit() or int(key) >= len(node):
+        raise ConfigError(f"{option}: '{key}' is no place in a list of {len(node)} (counted from 0)")
+    return int(key)

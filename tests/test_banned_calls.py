@@ -1,0 +1,185 @@
+"""Nothing in the package or the tools runs code that a file, a config or a user's text could bring in."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted(path for folder in ("passl_xcit", "tools") for path in (ROOT / folder).rglob("*.py"))
+
+BANNED = {
+    "builtins.eval",
+    "builtins.exec",
+    "marshal.load",
+    "marshal.loads",
+    "numpy.lib.format.read_array",
+    "os.popen",
+    "os.system",
+    "paddle.framework.io.load",
+    "paddle.framework.load",
+    "paddle.load",
+    "paddle.static.load_program_state",
+    "shelve.open",
+    "subprocess.getoutput",
+    "subprocess.getstatusoutput",
+    "torch.hub.load",
+    "torch.load",
+    "yaml.full_load",
+    "yaml.full_load_all",
+    "yaml.unsafe_load",
+    "yaml.unsafe_load_all",
+}
+PICKLES = {"_pickle", "cloudpickle", "dill", "joblib", "pandas", "pickle"}
+PICKLE_READERS = {"Unpickler", "_Unpickler", "load", "loads", "read_pickle"}
+YAML_LOADS = {"yaml.load", "yaml.load_all"}
+SAFE_LOADERS = {"yaml.SafeLoader", "yaml.CSafeLoader"}
+
+
+class Source:
+    """One file: what its names stand for, in dotted form from the imports."""
+
+    def __init__(self, text, module=""):
+        self.tree, self.module = ast.parse(text), module
+        self.names = {"eval": "builtins.eval", "exec": "builtins.exec"}
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    first = alias.name.split(".")[0]
+                    self.names[alias.asname or first] = alias.name if alias.asname else first
+            elif isinstance(node, ast.ImportFrom):
+                self.names.update({alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names})
+
+    def dotted(self, node):
+        """`np.load` as "numpy.load"; None for what does not start at an import, a builtin or a class of this file."""
+        if isinstance(node, ast.Attribute):
+            start = self.dotted(node.value)
+            return start and f"{start}.{node.attr}"
+        return self.names.get(node.id) if isinstance(node, ast.Name) else None
+
+    def own_safe_loaders(self):
+        """Full names of the classes here that are subclasses of PyYAML's SafeLoader."""
+        found = set()
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.ClassDef) and {self.dotted(base) for base in node.bases} & SAFE_LOADERS:
+                self.names[node.name] = f"{self.module}.{node.name}"
+                found.add(self.names[node.name])
+        return found
+
+
+def banned_calls(source, safe_loaders):
+    """[(line, what)] of everything in `source` that may run what it reads, whether called there or passed on."""
+    called = {id(node.func): node for node in ast.walk(source.tree) if isinstance(node, ast.Call)}
+    found = []
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names):
+            found.append((node.lineno, f"from {node.module} import *"))
+        name = source.dotted(node) if isinstance(node, (ast.Name, ast.Attribute)) else None
+        if name and is_banned(name, called.get(id(node)), source, safe_loaders):
+            found.append((node.lineno, name))
+    return found
+
+
+def is_banned(name, call, source, safe_loaders):
+    module, _, function = name.rpartition(".")
+    if name in BANNED or (module.split(".")[0] in PICKLES and function in PICKLE_READERS):
+        return True
+    if name == "numpy.load":
+        return constant(call, "allow_pickle") is not False
+    if name in YAML_LOADS:
+        return call is None or source.dotted(loader_of(call)) not in safe_loaders
+    if module == "subprocess" and call is not None:
+        return constant(call, "shell", default=False) is not False
+    return False
+
+
+def constant(call, keyword, default=None):
+    """The literal value of a call's keyword argument; `default` without it, None where it is not a literal."""
+    values = [item.value for item in call.keywords if item.arg == keyword] if call else []
+    return getattr(values[0], "value", None) if values else default
+
+
+def loader_of(call):
+    named = [item.value for item in call.keywords if item.arg == "Loader"]
+    return (named or call.args[1:2] or [None])[0]
+
+
+def module_name(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def test_the_package_and_the_tools_are_free_of_banned_calls():
+    sources = {path: Source(path.read_text(encoding="utf-8"), module_name(path)) for path in SOURCES}
+    safe_loaders = set().union(*[source.own_safe_loaders() for source in sources.values()])
+    found = [
+        f"{path.relative_to(ROOT)}:{line}: {what}"
+        for path, source in sources.items()
+        for line, what in banned_calls(source, safe_loaders)
+    ]
+    assert not found, "\n".join(found)
+    assert len(sources) > 10
+
+
+def found_in(text):
+    source = Source(text, "sample")
+    return [what for _, what in banned_calls(source, source.own_safe_loaders())]
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("import pickle\npickle.load(file)", "pickle.load"),
+        ("import pickle as p\np.loads(data)", "pickle.loads"),
+        ("from pickle import loads as read\nread(data)", "pickle.loads"),
+        ("import pickle\nclass Mine(pickle.Unpickler): pass", "pickle.Unpickler"),
+        ("import pickle\nread = pickle.load", "pickle.load"),
+        ("import dill\ndill.load(file)", "dill.load"),
+        ("import pandas\npandas.read_pickle(path)", "pandas.read_pickle"),
+        ("import paddle\npaddle.load(path)", "paddle.load"),
+        ("from paddle import load\nload(path)", "paddle.load"),
+        ("def f():\n    import paddle as P\n    return P.load(path)", "paddle.load"),
+        ("import torch\ntorch.load(path, weights_only=True)", "torch.load"),
+        ("import numpy as np\nnp.load(path, allow_pickle=True)", "numpy.load"),
+        ("import numpy as np\nnp.load(path, allow_pickle=flag)", "numpy.load"),
+        ("import numpy\nnumpy.load(path)", "numpy.load"),
+        ("import numpy\nread = numpy.load", "numpy.load"),
+        ("eval(text)", "builtins.eval"),
+        ("import builtins\nbuiltins.eval(text)", "builtins.eval"),
+        ("exec(text)", "builtins.exec"),
+        ("list(map(eval, texts))", "builtins.eval"),
+        ("import yaml\nyaml.load(text)", "yaml.load"),
+        ("import yaml\nyaml.load(text, yaml.FullLoader)", "yaml.load"),
+        ("import yaml\nyaml.load(text, Loader=yaml.SafeLoader)", "yaml.load"),
+        ("import yaml\nclass Bad(yaml.Loader): pass\nyaml.load(text, Bad)", "yaml.load"),
+        ("from yaml import load_all\nload_all(text, Loader=L)", "yaml.load_all"),
+        ("import yaml\nyaml.unsafe_load(text)", "yaml.unsafe_load"),
+        ("import os\nos.system('ls')", "os.system"),
+        ("from os import system\nsystem('ls')", "os.system"),
+        ("import os\nos.popen('ls')", "os.popen"),
+        ("import subprocess\nsubprocess.run('ls', shell=True)", "subprocess.run"),
+        ("from subprocess import Popen\nPopen('ls', shell=flag)", "subprocess.Popen"),
+        ("import subprocess\nsubprocess.getoutput('ls')", "subprocess.getoutput"),
+        ("from pickle import *", "from pickle import *"),
+    ],
+)
+def test_the_walker_finds(text, what):
+    assert found_in(text) == [what]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model.eval()",
+        "import paddle\npaddle.Model.load\npaddle.save(tree, path)",
+        "import pickle\npickle.HIGHEST_PROTOCOL",
+        "import numpy as np\nnp.load(path, allow_pickle=False)",
+        "import yaml\nyaml.safe_load(text)",
+        "import yaml\nclass Ours(yaml.SafeLoader): pass\nyaml.load(text, Ours)",
+        "from yaml import SafeLoader, load\nclass Ours(SafeLoader): pass\nload(text, Loader=Ours)",
+        "import subprocess\nsubprocess.run(['ls'])\nsubprocess.run(['ls'], shell=False)",
+        "from passl_xcit.modeling.safe_pickle import loads\nloads(data, name)",
+        "text = 'pickle.load(file)'  # eval(text)",
+    ],
+)
+def test_the_walker_leaves_alone(text):
+    assert found_in(text) == []
