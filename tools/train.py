@@ -72,5 +72,10 @@ def main(argv=None):
     run(args.config_file, overrides_of(args), args.load, args.resume, args.evaluate_only, args.distribute)
 
 
-if __name__ == "__main__":
+def console():
+    """The command `passl-xcit-train`."""
     exit_with_one_line(main)
+
+
+if __name__ == "__main__":
+    console()

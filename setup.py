@@ -1,0 +1,34 @@
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "passl_xcit/__init__.py").read_text()).group(1)
+
+setup(
+    name="passl_xcit",
+    version=VERSION,
+    description="XCiT on PaddlePaddle: train, evaluate and resume, with PASSL's conventions",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.9",
+    packages=[*find_packages(include=["passl_xcit", "passl_xcit.*"]), "passl_xcit_tools"],
+    package_dir={"passl_xcit_tools": "tools"},
+    package_data={"passl_xcit": ["datasets/fashion_mnist/*"]},
+    install_requires=[
+        "paddlepaddle>=3.0",
+        "numpy>=1.24",
+        "pyyaml>=6.0",
+        "pillow>=9.5",
+        "tqdm>=4.60",
+        "visualdl>=2.5.3",
+        "matplotlib>=3.7",
+    ],
+    extras_require={
+        "npu": ["paddle-custom-npu"],
+        "test": ["pytest>=7.4", "hypothesis>=6.80", "ruff==0.17.6"],
+    },
+    entry_points={"console_scripts": ["passl-xcit-train = passl_xcit_tools.train:console"]},
+)
