@@ -170,7 +170,7 @@ def test_the_walker_finds(text, what):
     "text",
     [
         "model.eval()",
-        "import paddle\npaddle.Model.load\npaddle.save(tree, path)",
+        "import paddle\npaddle.save(tree, path)",
         "import pickle\npickle.HIGHEST_PROTOCOL",
         "import numpy as np\nnp.load(path, allow_pickle=False)",
         "import yaml\nyaml.safe_load(text)",

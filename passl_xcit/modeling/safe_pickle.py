@@ -127,6 +127,8 @@ class _Machine:
         if depth > MAX_DEPTH or self.items > MAX_OPCODES:
             raise self.unwanted(f"nests deeper than {MAX_DEPTH} or has over {MAX_OPCODES:,} values")
         kind = type(value)
+        if kind in _SCALARS:
+            return value
         if kind is dict:
             return {key: self.plain(item, depth + 1) for key, item in value.items()}
         if kind is list or kind is tuple:
@@ -137,8 +139,6 @@ class _Machine:
         if kind is memoryview or kind is bytes or kind is str:
             self.spend(len(value))
             return bytes(value) if kind is memoryview else value
-        if kind in _SCALARS:
-            return value
         raise self.unwanted("holds a class, a function or an array without data")
 
     def error(self, reason, hint):
