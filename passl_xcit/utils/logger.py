@@ -36,6 +36,7 @@ def log_to_folder(folder, rank=0):
     for handler in list(root.handlers):
         if isinstance(handler, logging.handlers.MemoryHandler):
             handler.setTarget(file_handler)
+            handler.flush()
             handler.close()
             root.removeHandler(handler)
     root.addHandler(file_handler)
