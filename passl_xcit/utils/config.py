@@ -4,6 +4,7 @@ import contextlib
 import copy
 import math
 import re
+import reprlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,16 +21,24 @@ MAX_DEPTH = 50
 class _Loader(yaml.SafeLoader):
     """SafeLoader that reads 5e-4 as a number (YAML 1.1 calls it text) and refuses a key given twice."""
 
-    def construct_mapping(self, node, deep=False):
+    def compose_mapping_node(self, anchor):
+        node = super().compose_mapping_node(anchor)
         seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise yaml.MarkedYAMLError(problem=f"the key {key!r} is not text", problem_mark=key_node.start_mark)
-            if key in seen:
-                raise yaml.MarkedYAMLError(problem=f"'{key}' is given twice", problem_mark=key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+        for key, _ in node.value:
+            self._check_key(key, seen)
+            seen.add(key.value)
+        return node
+
+    def _check_key(self, key, seen):
+        if key.tag == "tag:yaml.org,2002:merge":  # a chain of merges can stand for billions of keys
+            problem = "'<<' is not read: use _base_"
+        elif not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
+            problem = "a key is not text: quote it"
+        elif key.value in seen:
+            problem = f"'{key.value}' is given twice"
+        else:
+            return
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
 
 
 _Loader.add_implicit_resolver(
@@ -118,9 +127,8 @@ def parse_override(text):
     if not equals or not path:
         raise ConfigError(f"{option}: expected KEY=VALUE, such as -o epochs=10")
     try:
-        value = yaml.load(value_text, _Loader)
-        _check_plain(value)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        value = _parse(value_text)
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{option}: the value cannot be read: {_problem(error)}") from error
     return Override(path, value, option)
 
@@ -150,13 +158,24 @@ def _read_yaml(path):
         reason = getattr(error, "strerror", None) or "not a text file"
         raise ConfigError(f"{path}: the config cannot be read: {reason}") from error
     try:
-        data = yaml.load(text, _Loader)
-        _check_plain(data)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        data = _parse(text)
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{path}{_line_of(error)}: {_problem(error)}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: a config is a mapping of keys to values, not {type(data).__name__}")
     return data
+
+
+def _parse(text):
+    """What the YAML `text` stands for; raises YAMLError or ValueError unless it is plain (see `_check_plain`)."""
+    try:
+        value = yaml.load(text, _Loader)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    except (AttributeError, LookupError) as error:  # PyYAML's own, for a tag such as !!bool before a wrong value
+        raise ValueError("a value does not fit the tag before it") from error
+    _check_plain(value)
+    return value
 
 
 def _line_of(error):
@@ -165,8 +184,6 @@ def _line_of(error):
 
 
 def _problem(error):
-    if isinstance(error, RecursionError):
-        return "nested too deeply"
     return getattr(error, "problem", None) or str(error).splitlines()[0]
 
 
@@ -183,7 +200,7 @@ def _check_plain(value):
         elif isinstance(item, list):
             stack += [(child, depth + 1) for child in item]
         elif not isinstance(item, (str, int, float, type(None))):
-            raise ValueError(f"{item!r} is neither text nor a number (quote it to make it text)")
+            raise ValueError(f"{reprlib.repr(item)} is neither text nor a number (quote it to make it text)")
         elif isinstance(item, float) and not math.isfinite(item):
             raise ValueError(f"{item} is not a finite number")
 
