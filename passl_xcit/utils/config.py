@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import json
 import math
 import re
 import reprlib
@@ -167,7 +168,10 @@ def _read_yaml(path):
 
 
 def _parse(text):
-    """What the YAML `text` stands for; raises YAMLError or ValueError unless it is plain (see `_check_plain`)."""
+    """What the YAML `text` stands for; raises YAMLError or ValueError unless it is plain (see `_check_plain`).
+
+    An alias becomes a copy, so that an override changes one place only.
+    """
     try:
         value = yaml.load(text, _Loader)
     except RecursionError as error:
@@ -175,7 +179,7 @@ def _parse(text):
     except (AttributeError, LookupError) as error:  # PyYAML's own, for a tag such as !!bool before a wrong value
         raise ValueError("a value does not fit the tag before it") from error
     _check_plain(value)
-    return value
+    return json.loads(json.dumps(value))
 
 
 def _line_of(error):
