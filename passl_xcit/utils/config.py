@@ -233,10 +233,14 @@ def _apply(override, data, origins):
     *parents, last = override.path.split(".")
     node = data
     for depth, key in enumerate(parents):
-        node = _step_into(node, key, override.option, ".".join(parents[:depth]))
+        path = ".".join(parents[:depth])
+        node = _step_into(node, key, override.option, path)
+        origins.setdefault(join(path, key), override.option)
     if isinstance(node, list):
         last = _index(node, last, override.option)
-    node[last] = override.value
+    node[last] = copy.deepcopy(override.value)
+    for replaced in [path for path in origins if path.startswith(f"{override.path}.")]:
+        del origins[replaced]
     origins[override.path] = override.option
 
 
@@ -250,6 +254,6 @@ def _step_into(node, key, option, path):
 
 
 def _index(node, key, option):
-    if not key.isdigit() or int(key) >= len(node):
+    if not key.isdecimal() or int(key) >= len(node):
         raise ConfigError(f"{option}: '{key}' is no place in a list of {len(node)} (counted from 0)")
     return int(key)
