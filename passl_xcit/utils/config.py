@@ -20,7 +20,10 @@ MAX_DEPTH = 50
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 5e-4 as a number (YAML 1.1 calls it text) and refuses a key given twice."""
+    """SafeLoader that refuses a key given twice, and reads 5e-4 as a number and None as null.
+
+    YAML 1.1 calls both text, but PASSL does not, and both stand in the config that a log prints.
+    """
 
     def compose_mapping_node(self, anchor):
         node = super().compose_mapping_node(anchor)
@@ -45,6 +48,7 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("None$"), ["N"])
 
 
 class Override(NamedTuple):
