@@ -4,6 +4,7 @@ import contextlib
 import copy
 import json
 import math
+import os
 import re
 import reprlib
 from pathlib import Path
@@ -139,7 +140,8 @@ def parse_override(text):
 
 
 def _read_with_bases(path, chain):
-    if path.resolve() in chain:
+    place = os.path.abspath(path)  # Path.resolve() raises on a link that leads to itself
+    if place in chain:
         raise ConfigError(f"{path}: _base_ leads back to this file")
     data = _read_yaml(path)
     bases = data.pop("_base_", [])
@@ -148,7 +150,7 @@ def _read_with_bases(path, chain):
         raise ConfigError(f"{path}: _base_ is a path or a list of paths, not {bases!r}")
     merged, origins = {}, {"": str(path)}
     for base in bases:
-        base_data, base_origins = _read_with_bases(path.parent / base, (*chain, path.resolve()))
+        base_data, base_origins = _read_with_bases(path.parent / base, (*chain, place))
         merged = _merge(merged, base_data, origins, base_origins, "")
     own_origins = {dotted: str(path) for dotted in _paths(data, "")}
     return _merge(merged, data, origins, own_origins, ""), origins
@@ -159,7 +161,7 @@ def _read_yaml(path):
         if path.stat().st_size > MAX_BYTES:
             raise ConfigError(f"{path}: a config has at most {MAX_BYTES:,} bytes; is this a YAML file?")
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8, or a NUL in the path
         reason = getattr(error, "strerror", None) or "not a text file"
         raise ConfigError(f"{path}: the config cannot be read: {reason}") from error
     try:
