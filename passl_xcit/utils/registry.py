@@ -54,9 +54,8 @@ class Schema:
         self._check_complete(node, path, label)
 
     def _is_node(self, key, value):
-        if key not in self.nodes:
-            return False
-        return isinstance(value, dict) or (isinstance(value, list) and key in self.nodes)
+        """Whether `value` is a node, or a list where the argument takes a list of nodes."""
+        return key in self.nodes and isinstance(value, list if fits([], self.hints[key]) else dict)
 
     def _check_child(self, key, value, path):
         if isinstance(value, dict):
@@ -135,6 +134,8 @@ class Registry:
         name = node.get("name", self.default)
         if name is None:
             raise ConfigError(f"this {self.kind} has no 'name'{nearest('', self)}", path)
+        if not isinstance(name, str):
+            raise ConfigError(f"expected the name of a {self.kind}, not {name!r}", join(path, "name"))
         return name, {key: value for key, value in node.items() if key != "name"}
 
 

@@ -28,10 +28,13 @@ def fits(value, hint):
 
 
 def describe(hint):
-    """`hint` in words for an error message: 'a number or a list of numbers'."""
+    """`hint` in words for an error message: 'number or a list of number'.
+
+    A class of objects is described as what stands for them in a file: the mapping of a config node.
+    """
     if get_origin(hint) is Union:
         return " or ".join(describe(choice) for choice in get_args(hint))
     if get_origin(hint) in _SEQUENCES:
         return f"a list of {describe(get_args(hint)[0])}"
     names = {int: "int", float: "number", str: "text", bool: "true/false", dict: "mapping", type(None): "null"}
-    return names.get(hint, getattr(hint, "__name__", str(hint)))
+    return names.get(hint, "mapping")
