@@ -35,8 +35,8 @@ def LinearWarmup(
     of the cosine.
     """
     _at_least(1, warmup_steps=warmup_steps)
-    if start_lr > end_lr:
-        raise ValueError(f"start_lr {start_lr} is above end_lr {end_lr}")
+    if start_lr >= end_lr:
+        raise ValueError(f"start_lr {start_lr} must be below end_lr {end_lr}")
     return lr.LinearWarmup(learning_rate, warmup_steps * iters_per_epoch, start_lr, end_lr)
 
 
