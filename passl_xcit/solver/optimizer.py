@@ -6,6 +6,7 @@ import paddle
 from paddle import nn
 
 from passl_xcit.utils.registry import OPTIMIZERS
+from passl_xcit.utils.typing_check import fits
 
 GRAD_CLIPS = {"global_norm": nn.ClipGradByGlobalNorm, "clip_norm": nn.ClipGradByNorm}
 
@@ -59,8 +60,9 @@ def undecayed_names(model, patterns, rule):
 def _build_grad_clip(node):
     if node is None:
         return None
-    if set(node) != {"name", "value"} or node["name"] not in GRAD_CLIPS:
-        raise ValueError(f"grad_clip is {{name: {' or '.join(GRAD_CLIPS)}, value: number}}, not {node}")
+    complete = set(node) == {"name", "value"} and node["name"] in list(GRAD_CLIPS) and fits(node["value"], float)
+    if not complete or node["value"] <= 0:
+        raise ValueError(f"grad_clip is {{name: {' or '.join(GRAD_CLIPS)}, value: number above 0}}, not {node}")
     return GRAD_CLIPS[node["name"]](float(node["value"]))
 
 
