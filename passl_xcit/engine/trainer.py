@@ -91,7 +91,7 @@ class Trainer:
         self.call_hooks("run_begin")
         while self.state.epoch < self.epochs:
             self.call_hooks("train_epoch_begin")
-            self.train_loader.set_position(self.state.epoch, self.state.iter % self.iters_per_epoch)
+            self.train_loader.set_position(self.state.epoch, self.state.iter - self.state.epoch * self.iters_per_epoch)
             for images, targets in self.train_loader:
                 self.call_hooks("train_iter_begin")
                 self.state.outputs = self.train_step(images, targets)
