@@ -13,7 +13,7 @@ logger = get_logger(TRAINER)
 
 
 class CheckpointHook(Hook):
-    """Writes `epoch_N.pdparams` every `interval` epochs and after the last one.
+    """Writes `epoch_N.pdparams` every `interval` epochs (with `by_epoch: False` iterations) and after the last one.
 
     `latest.pdparams` is the newest of them. `best.pdparams` is the one with the highest acc1 and outlives pruning;
     an epoch that is the best so far is saved even between two intervals.
@@ -56,11 +56,11 @@ class CheckpointHook(Hook):
 
     def train_epoch_end(self, trainer):
         state = trainer.state
-        if not self.by_epoch:
-            return
-        is_best = state.best.get("epoch") == state.epoch
-        if state.epoch % self.interval == 0 or state.epoch == trainer.epochs or is_best:
-            self._save(trainer, state.epoch, "epochs")
+        is_due = self.by_epoch and state.epoch % self.interval == 0
+        is_best = state.best.get("iter") == state.iter
+        if is_due or is_best or state.epoch == trainer.epochs:
+            number, unit = (state.epoch, "epochs") if self.by_epoch else (state.iter, "iterations")
+            self._save(trainer, number, unit)
 
     def _save(self, trainer, number, unit):
         if is_main():
