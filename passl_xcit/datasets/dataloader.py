@@ -87,24 +87,29 @@ class Collate:
 
     def __call__(self, samples):
         """[(key, image, label), ...] -> (images, targets, problem text or "")"""
-        problem = next((sample for sample in samples if isinstance(sample, str)), "") or _different_sizes(samples)
+        problem = next((sample for sample in samples if isinstance(sample, str)), "") or _misfit(samples)
         if problem:
-            return np.zeros(0, "float32"), np.zeros(0, "int64"), problem
+            return self._report(problem)
         keys, images, labels = zip(*samples)
         images, targets = np.stack(images).astype("float32", copy=False), np.array(labels, "int64")
         rng = generator(self.seed, BATCH, *keys[0])
         try:
             for transform in self.batch_transforms:
                 images, targets = transform(images, targets, rng)
-        except ValueError as error:
-            return np.zeros(0, "float32"), np.zeros(0, "int64"), str(error)
+        except UserError as error:
+            return self._report(str(error))
         return images, targets, ""
 
+    def _report(self, problem):
+        """`problem` in the place of a batch: an empty array cannot pass through shared memory."""
+        return np.zeros(1, "float32"), np.zeros(1, "int64"), problem
 
-def _different_sizes(samples):
-    shapes = sorted({np.shape(image) for _, image, _ in samples})
+
+def _misfit(samples):
+    """Why the images cannot be one batch, or ""."""
+    if not all(isinstance(image, np.ndarray) for _, image, _ in samples):
+        return "the transforms leave no [C, H, W] array: add Transpose and Normalize"
+    shapes = sorted({image.shape for _, image, _ in samples})
     if len(shapes) > 1:
         return f"images of different sizes in one batch ({shapes[0]} and {shapes[1]}): add a CenterCrop to transforms"
-    if len(shapes[0]) != 3:
-        return "the transforms leave no [C, H, W] array: add Transpose and Normalize"
     return ""
