@@ -24,7 +24,7 @@ class ImageLoader:
         prefetch_factor: batches that each worker prepares ahead.
 
     Raises:
-        DataError: while iterating, with the file's name, for a sample that cannot be read.
+        DataError: while iterating, with the file's name, for a sample that cannot be read; and when a worker died.
     """
 
     def __init__(
@@ -56,10 +56,16 @@ class ImageLoader:
         self.batch_sampler.set_position(epoch, batch)
 
     def __iter__(self):
-        for images, targets, problem in self._loader:
-            if problem:
-                raise DataError(problem)
-            yield images, targets
+        try:
+            for images, targets, problem in self._loader:
+                if problem:
+                    raise DataError(problem)
+                yield images, targets
+        except SystemError as error:  # Paddle's word for it: "Blocking queue is killed"
+            raise DataError(
+                "a data worker ended unexpectedly; if no traceback stands above, the system may have killed it for "
+                "lack of memory: try a smaller num_workers, or use_shared_memory: false"
+            ) from error
 
 
 class _TextForErrors(Dataset):
