@@ -30,6 +30,10 @@ class ImageDataset(Dataset):
         """The PIL image number `index`; raises DataError with its name when it cannot be read."""
         raise TypeError(f"{type(self).__name__} does not say how to load an image")
 
+    def describe(self, index):
+        """What messages call the image number `index`."""
+        return f"{self.where}: image {index}"
+
     def __len__(self):
         return len(self.labels)
 
@@ -38,8 +42,11 @@ class ImageDataset(Dataset):
         epoch, index = key
         image = self.load(index)
         rng = generator(self.seed, SAMPLE, epoch, index)
-        for transform in self.transforms:
-            image = transform(image, rng)
+        try:
+            for transform in self.transforms:
+                image = transform(image, rng)
+        except DataError as error:
+            raise DataError(f"{self.describe(index)}: {error}") from error
         return image, int(self.labels[index])
 
 

@@ -66,6 +66,9 @@ class ImageNet(ImageDataset):
         """Path of the image number `index`."""
         return self.dataroot / os.fsdecode(self._paths[index])
 
+    def describe(self, index):
+        return str(self.path(index))
+
     def load(self, index):
         return open_image(self.path(index))
 
