@@ -75,7 +75,10 @@ class ImageNet(ImageDataset):
 
 def scan_folders(root):
     """(paths relative to `root`, labels, class names) of a folder with one folder a class."""
-    names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    try:
+        names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    except OSError as error:
+        _refuse_folder(error)
     if not names:
         raise DataError(f"{root}: holds no class folders; with images directly in it, give a list_file")
     paths, labels, empty = [], [], []
@@ -94,10 +97,15 @@ def scan_folders(root):
 
 def _images_below(root, name):
     found = []
-    for folder, subfolders, files in os.walk(root / name, followlinks=True):
+    # Without `onerror` a folder that may not be read would look empty, and the set would be smaller in silence.
+    for folder, subfolders, files in os.walk(root / name, onerror=_refuse_folder, followlinks=True):
         subfolders.sort()
         found += [os.path.join(folder, file) for file in sorted(files) if file.lower().endswith(EXTENSIONS)]
     return [os.path.relpath(path, root) for path in found]
+
+
+def _refuse_folder(error):
+    raise DataError(f"{error.filename}: the folder cannot be read: {error.strerror}") from error
 
 
 def read_list(path):
