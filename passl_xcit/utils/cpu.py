@@ -9,12 +9,16 @@ from pathlib import Path
 def prepare_cpu():
     """Set threads and code path of the CPU libraries, then import Paddle. What the user has set stays.
 
-    - OMP_NUM_THREADS: one thread a core, shared out under `paddle.distributed.launch`; unset, Paddle takes one.
+    - OMP_NUM_THREADS: one thread a core; unset, Paddle takes one. Under `paddle.distributed.launch` the cores are
+      shared out, and a 1 does not count as the user's: the launcher sets it by importing Paddle itself.
     - MKL_DEBUG_CPU_TYPE=5 on AMD processors with AVX2: the MKL in Paddle's wheel otherwise takes its slowest path
       there (matrix products of this model: 2.3 to 3.7 times slower, measured with Paddle 3.3.1 on an EPYC).
     """
-    processes = int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
+    processes = int(os.environ.get("PADDLE_LOCAL_SIZE", "1"))  # on this machine
+    threads = str(max(1, usable_cores() // processes))
+    if "PADDLE_LOCAL_SIZE" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1":
+        os.environ["OMP_NUM_THREADS"] = threads
+    os.environ.setdefault("OMP_NUM_THREADS", threads)
     if _is_amd_with_avx2():
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
     with contextlib.redirect_stderr(io.StringIO()):  # Paddle advises against more than one thread on each import
