@@ -13,7 +13,7 @@ from passl_xcit.datasets.dataset import check_labels
 from passl_xcit.datasets.sampler import DistributedBatchSampler  # noqa: F401
 from passl_xcit.engine.evaluator import Evaluator
 from passl_xcit.engine.trainer import Trainer, with_sync_batch_norm
-from passl_xcit.hooks import checkpoint_hook, evaluate_hook, log_hook  # noqa: F401
+from passl_xcit.hooks import checkpoint_hook, evaluate_hook, log_hook, visual_hook  # noqa: F401
 from passl_xcit.modeling import architectures, heads  # noqa: F401
 from passl_xcit.modeling.backbones import xcit  # noqa: F401
 from passl_xcit.solver import lr_scheduler, optimizer  # noqa: F401

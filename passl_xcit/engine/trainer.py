@@ -27,6 +27,7 @@ class TrainState:
     samples: int = 0
     lr: float = 0.0  # of the last step
     best: dict = field(default_factory=dict)  # {"acc1", "acc5", "epoch", "iter"} of the best evaluation
+    metrics: dict = field(default_factory=dict)  # {"acc1", "acc5"} of the last evaluation
     outputs: dict = field(default_factory=dict)  # {"loss", "acc1", "acc5"} of the last step, as tensors
 
 
@@ -119,7 +120,7 @@ class Trainer:
 
     def evaluate(self):
         """Evaluate after the finished epochs, and note whether this is the best so far."""
-        metrics = self.evaluator.evaluate(max(1, self.state.epoch))
+        metrics = self.state.metrics = self.evaluator.evaluate(max(1, self.state.epoch))
         self.record("val", **metrics)
         if metrics["acc1"] > self.state.best.get("acc1", -1.0):
             self.state.best = {**metrics, "epoch": self.state.epoch, "iter": self.state.iter}

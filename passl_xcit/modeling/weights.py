@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from passl_xcit.modeling.checkpoint_formats import read_file, state_dict_of
+from passl_xcit.modeling.checkpoint_formats import read_file, state_dict_of, write_file
 from passl_xcit.utils.errors import WeightsError
 
 LINES_SHOWN = 8
@@ -26,7 +26,22 @@ def set_weights(model, arrays, source):
     if differences:
         raise WeightsError(f"{source} does not fit the model, which is left as it was:\n" + "\n".join(differences))
     for name, tensor in targets.items():
-        tensor.set_value(np.ascontiguousarray(arrays[name]).astype(_numpy_dtype(tensor)))
+        tensor.set_value(_as_type_of(tensor, arrays[name]).reshape(tensor.shape))
+
+
+def extract_weights(checkpoint, output, prefix="", remove_prefix=False):
+    """Write the weights of `checkpoint` whose names begin with `prefix.` to the file `output`; returns their number.
+
+    Raises:
+        WeightsError: if a file cannot be read or written, or no name begins so.
+    """
+    arrays = state_dict_of(read_file(checkpoint), str(checkpoint))
+    start = f"{prefix}." if prefix else ""
+    chosen = {name: array for name, array in arrays.items() if name.startswith(start)}
+    if not chosen:
+        raise WeightsError(f"{checkpoint}: no name begins with '{start}'; the first is '{next(iter(arrays))}'")
+    write_file(output, {name[len(start) :] if remove_prefix else name: array for name, array in chosen.items()})
+    return len(chosen)
 
 
 def explain(have, want):
@@ -43,5 +58,8 @@ def _shortened(lines):
     return lines if rest <= 0 else [*lines[:LINES_SHOWN], f"    ... and {rest} more of this kind"]
 
 
-def _numpy_dtype(tensor):
-    return str(tensor.dtype).rsplit(".", 1)[-1]
+def _as_type_of(tensor, array):
+    """`array`, contiguous and in the type of `tensor`; uint16 is how Paddle's files hold bfloat16."""
+    if array.dtype == np.uint16:
+        array = (array.astype("uint32") << 16).view("float32")
+    return np.ascontiguousarray(array).astype(str(tensor.dtype).rsplit(".", 1)[-1])

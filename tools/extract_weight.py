@@ -1,0 +1,38 @@
+"""Take the weights out of a training checkpoint, with PASSL's flags.
+
+    python tools/extract_weight.py outputs/epoch_400.pdparams --output model.pdparams
+    python tools/extract_weight.py outputs/epoch_400.pdparams --output backbone.pdparams --prefix backbone --remove_prefix
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from passl_xcit.utils.cpu import prepare_cpu  # noqa: E402
+from passl_xcit.utils.errors import exit_with_one_line  # noqa: E402
+
+
+def parse_args(argv):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="training checkpoint or weight file")
+    parser.add_argument("--output", required=True, metavar="FILE", help="where the weights go")
+    parser.add_argument("--prefix", default="", help="take the weights below this name only, such as backbone")
+    parser.add_argument("--remove_prefix", action="store_true", help="leave `PREFIX.` out of their names")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    prepare_cpu()
+    from passl_xcit.modeling.weights import extract_weights
+
+    count = extract_weights(args.checkpoint, args.output, args.prefix, args.remove_prefix)
+    print(f"{count} arrays written to {args.output}")
+
+
+if __name__ == "__main__":
+    exit_with_one_line(main)
