@@ -19,6 +19,7 @@ from passl_xcit.utils.logger import TRAINER, get_logger
 
 logger = get_logger(TRAINER)
 
+LINKS = ("latest", "best")  # further names of numbered files
 MUST_MATCH = ("seed", "iters_per_epoch", "global_batch_size")
 
 
@@ -76,10 +77,10 @@ def resume_newest(folder, trainer):
     Raises:
         WeightsError: if there are checkpoints, but none that can be read.
     """
-    paths = numbered_checkpoints(folder)
+    paths = checkpoints_in(folder)
     for path in paths:
         try:
-            read_file(path)
+            state_dict_of(read_file(path), str(path))
         except WeightsError as error:
             logger.warning(f"{error}; trying the checkpoint before it")
             continue
@@ -91,11 +92,16 @@ def resume_newest(folder, trainer):
     return None
 
 
-def numbered_checkpoints(folder):
-    """Paths of the `..._N.pdparams` files in `folder`, the highest number first."""
-    found = [(re.search(r"_(\d+)\.pdparams$", path.name), path) for path in Path(folder).glob("*.pdparams")]
-    numbered = [(int(match.group(1)), path) for match, path in found if match]
-    return [path for _, path in sorted(numbered, reverse=True)]
+def checkpoints_in(folder):
+    """Paths of the checkpoints in `folder`, the last written first; one of several names (`latest`) of a file.
+
+    The numbers in their names count epochs or iterations, and those of an earlier run in the folder may be higher.
+    """
+    files = {}
+    for path in sorted(Path(folder).glob("*.pdparams"), key=lambda path: path.stem in LINKS, reverse=True):
+        info = path.stat()
+        files[info.st_ino] = (info.st_mtime_ns, path)
+    return [path for _, path in sorted(files.values(), reverse=True)]
 
 
 def link_checkpoint(path, name):

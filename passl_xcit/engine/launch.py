@@ -49,11 +49,13 @@ def run(config_file, overrides=(), load=None, resume_from=None, evaluate_only=Fa
 
 def _train(cfg, model, resume_from):
     trainer = builder.build_trainer(cfg, model)
+    checkpoints = Path((cfg.get("checkpoint") or {}).get("out_dir") or trainer.output_dir)
     if resume_from == "auto":
-        resume_newest(trainer.output_dir, trainer)
+        resume_newest(checkpoints, trainer)
     elif resume_from:
         resume(resume_from, trainer)
-    _make_folder(trainer.output_dir)
+    _make_folder(trainer.output_dir, "output_dir")
+    _make_folder(checkpoints, "checkpoint.out_dir")
     log_to_folder(trainer.output_dir, dist.rank())
     trainer.train()
     return trainer.state.best
@@ -80,8 +82,8 @@ def _check_options(load, resume_from, evaluate_only, distribute):
         raise ConfigError(f"--distribute False, but paddle.distributed.launch started {processes} processes")
 
 
-def _make_folder(folder):
+def _make_folder(folder, key):
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{folder}: cannot be made: {error.strerror}", "output_dir") from error
+        raise ConfigError(f"{folder}: cannot be made: {error.strerror}", key) from error
