@@ -20,6 +20,7 @@ from passl_xcit.utils.logger import TRAINER, get_logger
 logger = get_logger(TRAINER)
 
 LINKS = ("latest", "best")  # further names of numbered files
+STATE = ("optimizer", "lr_scheduler", "epoch", "iter", "samples", "best")
 MUST_MATCH = ("seed", "iters_per_epoch", "global_batch_size")
 
 
@@ -49,7 +50,7 @@ def resume(path, trainer):
             a run with another seed, batch size or number of iterations an epoch.
     """
     tree = read_file(path)
-    missing = [key for key in ("optimizer", "lr_scheduler", "iter", "samples") if tree.get(key) is None]
+    missing = [key for key in STATE if tree.get(key) is None]
     if missing:
         raise WeightsError(f"{path}: no training state to resume ({', '.join(missing)}); --load takes its weights")
     for key in MUST_MATCH:
