@@ -1,6 +1,7 @@
 """The training loop."""
 
 import json
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from passl_xcit.utils.logger import TRAINER, get_logger
 from passl_xcit.utils.seed import step_seed
 
 logger = get_logger(TRAINER)
+
+# Every BatchNorm says so in every training step; it is what training is.
+warnings.filterwarnings("ignore", message="When training, we now always track global mean and variance")
 
 
 @dataclass
