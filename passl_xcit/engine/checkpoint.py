@@ -99,7 +99,8 @@ def checkpoints_in(folder):
     The numbers in their names count epochs or iterations, and those of an earlier run in the folder may be higher.
     """
     files = {}
-    for path in sorted(Path(folder).glob("*.pdparams"), key=lambda path: path.stem in LINKS, reverse=True):
+    paths = [path for path in Path(folder).glob("*.pdparams") if path.is_file()]
+    for path in sorted(paths, key=lambda path: path.stem in LINKS, reverse=True):
         info = path.stat()
         files[info.st_ino] = (info.st_mtime_ns, path)
     return [path for _, path in sorted(files.values(), reverse=True)]
