@@ -50,6 +50,12 @@ class CheckpointHook(Hook):
         self.interval, self.by_epoch, self.save_optimizer = interval, by_epoch, save_optimizer
         self.out_dir, self.max_keep_ckpts, self.create_symlink = out_dir, max_keep_ckpts, create_symlink
 
+    def run_begin(self, trainer):
+        """Remove what a killed run was writing."""
+        if is_main():
+            for path in self._folder(trainer).glob(".*.pdparams.*.tmp"):
+                path.unlink()
+
     def train_iter_end(self, trainer):
         if not self.by_epoch and trainer.state.iter % self.interval == 0:
             self._save(trainer, trainer.state.iter, "iterations")
@@ -64,7 +70,7 @@ class CheckpointHook(Hook):
 
     def _save(self, trainer, number, unit):
         if is_main():
-            folder = Path(self.out_dir or trainer.output_dir)
+            folder = self._folder(trainer)
             logger.info(f"Saving checkpoint at {number} {unit}")
             path = folder / self.template.format(number)
             trainer.save_checkpoint(path, self.save_optimizer)
@@ -74,6 +80,9 @@ class CheckpointHook(Hook):
                 trainer.link_checkpoint(path, folder / "best.pdparams")
             self._prune(folder, number)
         wait_for_all()
+
+    def _folder(self, trainer):
+        return Path(self.out_dir or trainer.output_dir)
 
     def _prune(self, folder, newest):
         """Remove all but the newest `max_keep_ckpts` numbered files; higher numbers belong to another run."""
