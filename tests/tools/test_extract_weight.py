@@ -1,0 +1,53 @@
+"""tools/extract_weight.py takes weights out of training checkpoints."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from passl_xcit.modeling.checkpoint_formats import read_file, write_file
+from passl_xcit.utils.errors import WeightsError
+from tools.extract_weight import main
+
+WEIGHTS = {"backbone.norm.weight": np.arange(3.0), "backbones.x": np.ones(2), "head.fc_cls.bias": np.zeros(4)}
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    path = tmp_path / "epoch_3.pdparams"
+    write_file(path, {"epoch": 3, "state_dict": WEIGHTS, "optimizer": {}, "lr_scheduler": {}})
+    return path
+
+
+@pytest.mark.parametrize(
+    "flags, names",
+    [
+        ([], list(WEIGHTS)),
+        (["--prefix", "backbone"], ["backbone.norm.weight"]),
+        (["--prefix", "backbone", "--remove_prefix"], ["norm.weight"]),
+    ],
+)
+def test_only_the_named_part_is_written(checkpoint, tmp_path, flags, names, capsys):
+    output = tmp_path / "weights.pdparams"
+    main([str(checkpoint), "--output", str(output), *flags])
+    written = read_file(output)
+    assert list(written) == names
+    for name, array in written.items():
+        original = next(WEIGHTS[key] for key in WEIGHTS if key.endswith(name))
+        np.testing.assert_array_equal(array, original)
+    assert capsys.readouterr().out == f"{len(names)} arrays written to {output}\n"
+
+
+def test_a_prefix_that_names_nothing_is_refused_and_writes_nothing(checkpoint, tmp_path):
+    output = tmp_path / "weights.pdparams"
+    with pytest.raises(WeightsError, match="no name begins with 'Student.'; the first is 'backbone.norm.weight'"):
+        main([str(checkpoint), "--output", str(output), "--prefix", "Student"])
+    assert not output.exists()
+
+
+def test_a_missing_checkpoint_is_refused(tmp_path):
+    with pytest.raises(WeightsError, match="no such file"):
+        main([str(tmp_path / "epoch_1.pdparams"), "--output", str(tmp_path / "weights.pdparams")])
