@@ -41,6 +41,8 @@ def run(config_file, overrides=(), load=None, resume_from=None, evaluate_only=Fa
     model = builder.build_model(cfg)
     if load:
         load_weights(model, load)
+    elif evaluate_only:
+        logger.warning("no --load: the weights are untrained, and the accuracy will be that of guessing")
     if evaluate_only:
         evaluator = builder.build_evaluator(cfg, model)
         return evaluator.evaluate()
