@@ -1,0 +1,183 @@
+"""A run learns, counts what it does, and goes on after a stop as if there had been none."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tiny_run import ROOT, Stop, json_lines, tiny_file, tiny_run, tiny_trainer
+
+from passl_xcit.datasets import demo_fashion_mnist
+from passl_xcit.engine import launch
+from passl_xcit.modeling.checkpoint_formats import read_file
+from passl_xcit.utils.config import parse_override
+from passl_xcit.utils.errors import DataError
+
+DEMO = ROOT / "configs" / "demo" / "xcit_demo_p4_fashion_mnist.yaml"
+BY_ITER = "checkpoint.by_epoch=false"
+
+
+def run_until(iterations, stage, folder, *overrides):
+    """Train the tiny config until it is stopped."""
+    trainer = tiny_trainer(folder, *overrides, hooks=[Stop(iterations, stage)])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    return trainer
+
+
+def two_runs(folder):
+    """The overrides that send two runs of `folder` to folders of their own."""
+    return f"output_dir={folder}/whole", f"output_dir={folder}/resumed"
+
+
+@pytest.mark.slow
+def test_two_epochs_of_a_smaller_demo_lower_the_loss_and_raise_the_accuracy(tmp_path, monkeypatch):
+    """The demo's transforms, loss and optimizer; to save minutes: 1,000 of its images, one narrow block."""
+    monkeypatch.setattr(demo_fashion_mnist, "read_arrays", fewer_images(per_class={"train": 100, "test": 20}))
+    model = ("model.architecture.depth=1", "model.architecture.embed_dim=32", "model.head.in_channels=32")
+    batches = ("dataloader.train.sampler.batch_size=32", "dataloader.train.loader.num_workers=0")
+    run = ("epochs=2", "lr_scheduler.warmup_steps=1", "log_config.interval=1", f"output_dir={tmp_path}")
+    best = launch.run(DEMO, [parse_override(text) for text in (*model, *batches, *run)])
+    losses = [line["loss"] for line in json_lines(tmp_path) if line["mode"] == "train"]
+    accuracies = [line["acc1"] for line in json_lines(tmp_path) if line["mode"] == "val"]
+    assert len(losses) == 2 * 31
+    assert sum(losses[-10:]) < sum(losses[:10]) - 10 * 0.15
+    assert 15 < accuracies[0] < accuracies[1] == best["acc1"] and best["acc1"] > 30  # chance is 10
+
+
+def fewer_images(per_class):
+    """A stand-in for `read_arrays` that returns the first few images of each class."""
+    arrays = demo_fashion_mnist.read_arrays()
+    for split, number in per_class.items():
+        labels = arrays[f"{split}_labels"]
+        chosen = np.concatenate([np.flatnonzero(labels == label)[:number] for label in range(10)])
+        arrays.update({f"{split}_{kind}": arrays[f"{split}_{kind}"][chosen] for kind in ("images", "labels")})
+    return lambda: arrays
+
+
+RESUMED = {  # where the run stops, and what differs from the tiny config
+    "after an epoch": (6, "train_epoch_end", ()),
+    "before the epoch's checkpoint is written, so that the epoch is trained again": (12, "train_iter_end", ()),
+    "in the warm-up": (3, "train_iter_end", (BY_ITER, "checkpoint.interval=3")),
+    "after the warm-up": (8, "train_iter_end", (BY_ITER, "checkpoint.interval=2")),
+    "some iterations after the checkpoint": (11, "train_iter_end", (BY_ITER, "checkpoint.interval=4")),
+    "after an epoch's last iteration, but before its evaluation": (
+        6,
+        "train_iter_end",
+        (BY_ITER, "checkpoint.interval=3"),
+    ),
+    "with a last batch that is smaller": (
+        6,
+        "train_iter_end",
+        (BY_ITER, "checkpoint.interval=2", "dataloader.train.sampler={batch_size: 5, shuffle: true}"),
+    ),
+    "with clipped gradients": (6, "train_epoch_end", ("optimizer.grad_clip={name: global_norm, value: 0.1}",)),
+}
+
+
+@pytest.mark.parametrize("case", RESUMED)
+def test_a_resumed_run_ends_with_the_bytes_of_an_uninterrupted_one(case, tmp_path):
+    """The last checkpoint holds weights, moments, schedule, counters and the best accuracy."""
+    iterations, stage, overrides = RESUMED[case]
+    whole, resumed = two_runs(tmp_path)
+    tiny_run(tmp_path, whole, *overrides)
+    run_until(iterations, stage, tmp_path, resumed, *overrides)
+    tiny_run(tmp_path, resumed, *overrides, resume_from="auto")
+    for name in ("latest.pdparams", "best.pdparams"):
+        assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_the_bytes_of_runs_that_differ_do_differ(tmp_path):
+    whole, other = two_runs(tmp_path)
+    tiny_run(tmp_path, whole)
+    tiny_run(tmp_path, other, "model.architecture.drop_rate=0.11")
+    first, second = (read_file(tmp_path / name / "latest.pdparams") for name in ("whole", "resumed"))
+    assert first["iter"] == second["iter"]
+    assert (first["state_dict"]["head.fc_cls.weight"] != second["state_dict"]["head.fc_cls.weight"]).any()
+
+
+def test_a_resumed_run_logs_what_the_rest_of_an_uninterrupted_one_logs(tmp_path):
+    whole, resumed = two_runs(tmp_path)
+    every = (BY_ITER, "checkpoint.interval=2")
+    tiny_run(tmp_path, whole, *every)
+    run_until(8, "train_iter_end", tmp_path, resumed, *every)
+    tiny_run(tmp_path, resumed, *every, resume_from="auto")
+    assert json_lines(tmp_path / "resumed") == json_lines(tmp_path / "whole")
+
+
+def test_a_resumed_run_may_have_other_workers(tmp_path):
+    whole, resumed = two_runs(tmp_path)
+    every = (BY_ITER, "checkpoint.interval=4")
+    tiny_run(tmp_path, whole, *every)
+    run_until(4, "train_iter_end", tmp_path, resumed, *every)
+    workers = "dataloader.train.loader={num_workers: 2}"
+    tiny_run(tmp_path, resumed, *every, workers, resume_from="auto")
+    assert (tmp_path / "resumed" / "iter_12.pdparams").read_bytes() == (
+        tmp_path / "whole" / "iter_12.pdparams"
+    ).read_bytes()
+
+
+def test_models_built_before_do_not_disturb_a_resume(tmp_path):
+    """They shift the automatic names under which Paddle keeps the optimizer's state."""
+    whole, resumed = two_runs(tmp_path)
+    tiny_run(tmp_path, whole)
+    run_until(6, "train_epoch_end", tmp_path, resumed)
+    paddle.nn.Sequential(paddle.nn.Linear(2, 2), paddle.nn.LayerNorm(2), paddle.nn.Conv2D(1, 1, 1))
+    tiny_run(tmp_path, resumed, resume_from=str(tmp_path / "resumed" / "epoch_1.pdparams"))
+    assert (tmp_path / "resumed" / "latest.pdparams").read_bytes() == (
+        tmp_path / "whole" / "latest.pdparams"
+    ).read_bytes()
+
+
+def test_resuming_a_finished_run_trains_nothing(tmp_path):
+    best = tiny_run(tmp_path)
+    before = (tmp_path / "out" / "latest.pdparams").read_bytes()
+    assert tiny_run(tmp_path, resume_from="auto") == best
+    assert (tmp_path / "out" / "latest.pdparams").read_bytes() == before
+    assert len(json_lines(tmp_path / "out")) == 14
+
+
+def test_the_state_counts_finished_epochs_iterations_and_samples(tmp_path):
+    trainer = tiny_trainer(tmp_path, "epochs=3")
+    trainer.train()
+    assert (trainer.state.epoch, trainer.state.iter, trainer.state.samples) == (3, 18, 72)
+
+
+def test_the_best_is_the_first_epoch_with_the_highest_accuracy(tmp_path):
+    trainer = tiny_trainer(tmp_path, "epochs=5")
+    answers = iter([40.0, 60.0, 50.0, 60.0, 30.0])
+    trainer.evaluator.evaluate = lambda epoch: {"acc1": next(answers), "acc5": 100.0}
+    trainer.train()
+    assert trainer.state.best == {"acc1": 60.0, "acc5": 100.0, "epoch": 2, "iter": 12}
+    assert read_file(tmp_path / "out" / "best.pdparams")["epoch"] == 2
+
+
+def test_training_goes_on_in_training_mode_after_an_evaluation(tmp_path):
+    trainer, modes = tiny_trainer(tmp_path), []
+    step = trainer.train_step
+    trainer.train_step = lambda *batch: modes.append(trainer.model.training) or step(*batch)
+    trainer.train()
+    assert modes == [True] * 12 and trainer.model.training
+
+
+def test_evaluation_before_training_counts_as_epoch_0(tmp_path, capsys):
+    tiny_run(tmp_path, "custom_config.0.init_eval=true", "epochs=1")
+    assert [line["epoch"] for line in json_lines(tmp_path / "out") if line["mode"] == "val"] == [0, 1]
+    assert capsys.readouterr().out.count("start evaluate on epoch 1 ..") == 2  # PASSL says 1 for both
+
+
+def test_a_data_set_smaller_than_one_batch_is_refused(tmp_path):
+    with pytest.raises(DataError, match="24 images do not fill one batch of 32: use a smaller batch_size"):
+        tiny_trainer(tmp_path, "dataloader.train.sampler.batch_size=32")
+
+
+def test_a_damaged_image_stops_the_training_with_its_name(tmp_path):
+    tiny_file(tmp_path)
+    damaged = tmp_path / "train" / "class1" / "3.png"
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    with pytest.raises(DataError, match=rf"{damaged}: the image cannot be read"):
+        tiny_run(tmp_path)
