@@ -174,6 +174,4 @@ def _reason(error):
     return getattr(error, "strerror", None) or str(error)
 
 
-DATASETS.register(
-    ImageNet, nodes={"transforms": TRANSFORMS, "batch_transforms": BATCH_TRANSFORMS}, runtime=("seed",)
-)
+DATASETS.register(ImageNet, nodes={"transforms": TRANSFORMS, "batch_transforms": BATCH_TRANSFORMS}, runtime=("seed",))

@@ -78,7 +78,7 @@ class Config:
         return key in self._data
 
     def get(self, key, default=None):
-        return self[key] if key in self else default
+        return copy.deepcopy(self._data.get(key, default))
 
     def to_dict(self):
         return copy.deepcopy(self._data)
@@ -179,7 +179,7 @@ def _parse(text):
     An alias becomes a copy, so that an override changes one place only.
     """
     try:
-        value = yaml.load(text, _Loader)
+        value = yaml.load(text, _Loader)  # noqa: S506 (it is a SafeLoader)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     except (AttributeError, LookupError) as error:  # PyYAML's own, for a tag such as !!bool before a wrong value
