@@ -1,0 +1,85 @@
+"""Threads and code paths of the CPU libraries are settled before Paddle is imported."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from passl_xcit.utils import cpu
+from passl_xcit.utils.cpu import prepare_cpu, usable_cores
+
+VARIABLES = ("OMP_NUM_THREADS", "MKL_DEBUG_CPU_TYPE", "PADDLE_LOCAL_SIZE")
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Pretend a machine and an environment, prepare the CPU, and return the variables it has set."""
+
+    def prepare(cores, cpuinfo="GenuineIntel", **environment):
+        for name in VARIABLES:
+            monkeypatch.setenv(name, "")  # so that monkeypatch restores what prepare_cpu sets
+            monkeypatch.delenv(name)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(cpu, "usable_cores", lambda: cores)
+        monkeypatch.setattr(cpu.Path, "read_text", lambda path, **options: cpuinfo)
+        prepare_cpu()
+        return {name: os.environ[name] for name in VARIABLES[:2] if name in os.environ}
+
+    return prepare
+
+
+@pytest.mark.parametrize(
+    ("cores", "environment", "threads"),
+    [
+        (8, {}, "8"),
+        (8, {"OMP_NUM_THREADS": "3"}, "3"),
+        (8, {"OMP_NUM_THREADS": "1"}, "1"),
+        (8, {"PADDLE_LOCAL_SIZE": "2"}, "4"),
+        (8, {"PADDLE_LOCAL_SIZE": "2", "OMP_NUM_THREADS": "1"}, "4"),  # 1 is the launcher's
+        (8, {"PADDLE_LOCAL_SIZE": "2", "OMP_NUM_THREADS": "3"}, "3"),
+        (2, {"PADDLE_LOCAL_SIZE": "3"}, "1"),
+    ],
+)
+def test_every_core_has_one_thread_of_one_process(machine, cores, environment, threads):
+    assert machine(cores, **environment)["OMP_NUM_THREADS"] == threads
+
+
+AMD = "vendor_id : AuthenticAMD\nflags : fpu avx avx2 sse\n"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "environment", "expected"),
+    [
+        (AMD, {}, "5"),
+        (AMD, {"MKL_DEBUG_CPU_TYPE": "4"}, "4"),
+        (AMD.replace("avx2", "avx512f"), {}, None),
+        (AMD.replace("AuthenticAMD", "GenuineIntel"), {}, None),
+    ],
+)
+def test_amd_processors_get_mkls_fast_path(machine, cpuinfo, environment, expected):
+    assert machine(4, cpuinfo, **environment).get("MKL_DEBUG_CPU_TYPE") == expected
+
+
+def test_a_machine_without_cpuinfo_is_no_amd(tmp_path):
+    assert not cpu._is_amd_with_avx2(tmp_path / "cpuinfo")
+
+
+def test_usable_cores_counts_those_of_this_process():
+    assert 1 <= usable_cores() <= os.cpu_count()
+
+
+def test_cores_are_counted_where_affinity_is_unknown(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert usable_cores() == os.cpu_count()
+
+
+@pytest.mark.slow
+def test_paddle_starts_with_these_threads_and_without_its_advice():
+    code = "import os; from passl_xcit.utils import cpu; cpu.prepare_cpu(); print(os.environ['OMP_NUM_THREADS'])"
+    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == (f"{usable_cores()}\n", "")

@@ -1,0 +1,54 @@
+"""What a user did wrong ends in one line and an exit code."""
+
+import pytest
+
+from passl_xcit.utils.errors import ConfigError, DataError, UserError, WeightsError, exit_with_one_line
+
+
+def raising(error):
+    def main(argv):
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (ConfigError("must be at least 1", "epochs"), 2, "error: epochs: must be at least 1\n"),
+        (ConfigError("no such file"), 2, "error: no such file\n"),
+        (DataError("a.jpg: damaged"), 1, "error: a.jpg: damaged\n"),
+        (WeightsError("w.pdparams: damaged"), 1, "error: w.pdparams: damaged\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_a_users_error_becomes_one_line(error, code, line, capsys, monkeypatch):
+    monkeypatch.delenv("PASSL_XCIT_DEBUG", raising=False)
+    with pytest.raises(SystemExit) as stopped:
+        exit_with_one_line(raising(error))
+    assert stopped.value.code == code
+    assert capsys.readouterr() == ("", line)
+
+
+def test_debugging_keeps_the_traceback(monkeypatch):
+    monkeypatch.setenv("PASSL_XCIT_DEBUG", "1")
+    with pytest.raises(DataError, match="a.jpg"):
+        exit_with_one_line(raising(DataError("a.jpg")))
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        exit_with_one_line(raising(ZeroDivisionError()))
+
+
+def test_success_exits_with_0():
+    seen = []
+    with pytest.raises(SystemExit) as stopped:
+        exit_with_one_line(seen.append, ["-c", "x.yaml"])
+    assert not stopped.value.code and seen == [["-c", "x.yaml"]]
+
+
+def test_a_config_error_tells_message_and_path_apart():
+    error = ConfigError("must be at least 1", "epochs")
+    assert (error.message, error.path, str(error)) == ("must be at least 1", "epochs", "epochs: must be at least 1")
+    assert isinstance(error, UserError) and not error.located
