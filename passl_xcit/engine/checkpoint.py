@@ -115,6 +115,7 @@ def link_checkpoint(path, name):
     except OSError:  # a file system without hard links
         shutil.copyfile(path, temporary)
     os.replace(temporary, name)
+    temporary.unlink(missing_ok=True)  # to rename one name of a file to another of its names does nothing
 
 
 def optimizer_arrays(optimizer, model):
