@@ -45,7 +45,7 @@ class CheckpointHook(Hook):
         if interval < 1 or max_keep_ckpts < 0:
             raise ValueError(f"interval {interval}, max_keep_ckpts {max_keep_ckpts}: expected at least 1 and 0")
         self.template = filename_tmpl or ("epoch_{}.pdparams" if by_epoch else "iter_{}.pdparams")
-        if self.template.count("{}") != 1 or "/" in self.template or not self.template.endswith(".pdparams"):
+        if not re.fullmatch(r"[^{}/]*\{\}[^{}/]*\.pdparams", self.template):
             raise ValueError(f"filename_tmpl is a name like 'epoch_{{}}.pdparams', not '{self.template}'")
         self.interval, self.by_epoch, self.save_optimizer = interval, by_epoch, save_optimizer
         self.out_dir, self.max_keep_ckpts, self.create_symlink = out_dir, max_keep_ckpts, create_symlink
