@@ -24,7 +24,7 @@ class VisualHook(Hook):
         if interval < 1:
             raise ValueError(f"interval must be at least 1, not {interval}")
         self.interval, self.histograms = interval, histograms
-        self.writer = None
+        self.writer = self.drawn = None
 
     def run_begin(self, trainer):
         if is_main():
@@ -38,7 +38,9 @@ class VisualHook(Hook):
     def train_epoch_end(self, trainer):
         if not self.writer:
             return
-        self._add("val", trainer.state.epoch, **trainer.state.metrics)
+        if trainer.state.metrics is not self.drawn:  # an evaluation makes a new dict
+            self.drawn = trainer.state.metrics
+            self._add("val", trainer.state.epoch, **self.drawn)
         for name, parameter in trainer.model.named_parameters() if self.histograms else ():
             self.writer.add_histogram(name, parameter.numpy().ravel(), trainer.state.epoch)
 
