@@ -232,6 +232,13 @@ class TestLinks:
         assert (tmp_path / "latest").read_text() == "new" and (tmp_path / "old").read_text() == "old"
         assert len(list(tmp_path.iterdir())) == 3
 
+    def test_linking_twice_leaves_no_temporary_file_either(self, tmp_path):
+        """To rename one name of a file to another name of the same file does nothing."""
+        (tmp_path / "epoch_1").write_text("weights")
+        for _ in range(2):
+            link_checkpoint(tmp_path / "epoch_1", tmp_path / "latest")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch_1", "latest"]
+
     def test_a_file_system_without_hard_links_gets_a_copy(self, tmp_path, monkeypatch):
         def refuse(source, target):
             raise OSError(95, "Operation not supported")
