@@ -33,7 +33,7 @@ def run(config_file, overrides=(), load=None, resume_from=None, evaluate_only=Fa
     """
     cfg = _read_config(config_file, overrides, evaluate_only)
     _check_options(load, resume_from, evaluate_only, distribute)
-    setup_logger()
+    setup_logger(dist.rank())
     get_logger().info(f"Configs: {cfg}")
     select_device(cfg.get("device") or ("gpu" if paddle.device.is_compiled_with_cuda() else "cpu"))
     dist.init_parallel()
