@@ -1,6 +1,7 @@
 """What `tools/train.py` does, from the config file to the last line of the log."""
 
 import datetime
+import os
 from pathlib import Path
 
 import paddle
@@ -35,7 +36,8 @@ def run(config_file, overrides=(), load=None, resume_from=None, evaluate_only=Fa
     _check_options(load, resume_from, evaluate_only, distribute)
     setup_logger(dist.rank())
     get_logger().info(f"Configs: {cfg}")
-    select_device(cfg.get("device") or ("gpu" if paddle.device.is_compiled_with_cuda() else "cpu"))
+    with cfg.errors_name_files():
+        select_device(cfg.get("device") or ("gpu" if paddle.device.is_compiled_with_cuda() else "cpu"))
     dist.init_parallel()
     logger.info(f"train with paddle {paddle.__version__} on {current_place()} device")
     model = builder.build_model(cfg)
@@ -56,8 +58,9 @@ def _train(cfg, model, resume_from):
         resume_newest(checkpoints, trainer)
     elif resume_from:
         resume(resume_from, trainer)
-    _make_folder(trainer.output_dir, "output_dir")
-    _make_folder(checkpoints, "checkpoint.out_dir")
+    with cfg.errors_name_files():
+        _make_folder(trainer.output_dir, "output_dir")
+        _make_folder(checkpoints, "checkpoint.out_dir")
     log_to_folder(trainer.output_dir, dist.rank())
     trainer.train()
     return trainer.state.best
@@ -89,3 +92,5 @@ def _make_folder(folder, key):
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be made: {error.strerror}", key) from error
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"{folder}: this folder cannot be written to", key)
