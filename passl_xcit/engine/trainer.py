@@ -11,7 +11,7 @@ from paddle import nn
 from passl_xcit.engine import checkpoint
 from passl_xcit.hooks.hook import Hook, stages_of
 from passl_xcit.utils.device import has_sync_batch_norm
-from passl_xcit.utils.dist import is_main, rank, sum_over_processes, world_size
+from passl_xcit.utils.dist import copy_from_first, is_main, rank, sum_over_processes, world_size
 from passl_xcit.utils.errors import DataError
 from passl_xcit.utils.logger import TRAINER, get_logger
 from passl_xcit.utils.seed import step_seed
@@ -123,7 +123,12 @@ class Trainer:
             getattr(hook, stage)(self)
 
     def evaluate(self):
-        """Evaluate after the finished epochs, and note whether this is the best so far."""
+        """Evaluate after the finished epochs, and note whether this is the best so far.
+
+        All processes evaluate the first one's model, which is the one that is saved: where BatchNorm is not
+        synchronised, each has its own running statistics (parameters without gradient, in Paddle).
+        """
+        copy_from_first([tensor for tensor in self.model.state_dict().values() if tensor.stop_gradient])
         metrics = self.state.metrics = self.evaluator.evaluate(max(1, self.state.epoch))
         self.record("val", **metrics)
         if metrics["acc1"] > self.state.best.get("acc1", -1.0):

@@ -38,6 +38,13 @@ def sum_over_processes(numbers):
     return total.tolist()
 
 
+def copy_from_first(tensors):
+    """Give `tensors` the values they have in the first process."""
+    if world_size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
+
+
 def wait_for_all():
     """Return when every process has come here."""
     if world_size() > 1:
