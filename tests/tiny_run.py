@@ -126,8 +126,8 @@ def json_lines(folder):
     return [{key: value for key, value in line.items() if key != "time"} for line in lines]
 
 
-def start(*arguments, launcher=(), **options):
-    """`tools/train.py` as a process of its own, its output as text in pipes."""
-    command = [sys.executable, *launcher, str(TRAIN), *map(str, arguments)]
+def start(*arguments, before=(TRAIN,), **options):
+    """`python <before> <arguments>` as a process of its own, its output as text in pipes."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
-    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, **pipes)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, *map(str, (*before, *arguments))], env=environment, **pipes)
