@@ -16,8 +16,8 @@ def select_device(name):
     Raises:
         ConfigError: for a device that this Paddle or machine does not have.
     """
-    kind, _, index = name.partition(":")
-    if index and not index.isdigit():
+    kind, colon, index = name.partition(":")
+    if colon and not index.isdigit():
         raise ConfigError(f"'{name}': expected a device such as cpu, gpu, gpu:1 or npu:0", "device")
     if kind == "gpu" and not _gpu_count():
         logger.warning("device: gpu was asked for, but this Paddle sees no GPU: running on the CPU")
