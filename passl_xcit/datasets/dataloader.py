@@ -1,8 +1,10 @@
 """Batches for training and evaluation.
 
-A worker process can hand over data but no exception that a user could read, so what goes wrong in a worker
-travels as text and is raised in the main process.
+Paddle's DataLoader makes "Blocking queue is killed" of an exception in a worker process, and waits for ever after
+one in its reading thread (num_workers: 0). So exceptions travel as data and are raised where the batch is asked for.
 """
+
+import traceback
 
 import numpy as np
 from paddle.io import DataLoader, Dataset
@@ -39,7 +41,7 @@ class ImageLoader:
             raise ValueError(f"num_workers {num_workers} and prefetch_factor {prefetch_factor}: expected >= 0 and >= 1")
         self.dataset, self.batch_sampler = dataset, batch_sampler
         self._loader = DataLoader(
-            _TextForErrors(dataset),
+            _ErrorsAsData(dataset),
             batch_sampler=batch_sampler,
             collate_fn=Collate(dataset.batch_transforms, dataset.seed),
             num_workers=min(num_workers, usable_cores()),
@@ -59,7 +61,7 @@ class ImageLoader:
         try:
             for images, targets, problem in self._loader:
                 if problem:
-                    raise DataError(problem)
+                    raise problem
                 yield images, targets
         except SystemError as error:  # Paddle's word for it: "Blocking queue is killed"
             raise DataError(
@@ -68,8 +70,8 @@ class ImageLoader:
             ) from error
 
 
-class _TextForErrors(Dataset):
-    """The samples of `dataset` as (key, image, label), or a text where one cannot be had."""
+class _ErrorsAsData(Dataset):
+    """The samples of `dataset` as (key, image, label), or an exception where one cannot be had."""
 
     def __init__(self, dataset):
         super().__init__()
@@ -81,8 +83,13 @@ class _TextForErrors(Dataset):
     def __getitem__(self, key):
         try:
             return (key, *self.dataset[key])
-        except UserError as error:
-            return str(error)
+        except Exception as error:
+            return _portable(error)
+
+
+def _portable(error):
+    """An exception for the main process: a user's error as it is, a bug with the traceback that is lost on the way."""
+    return error if isinstance(error, UserError) else RuntimeError(traceback.format_exc())
 
 
 class Collate:
@@ -92,30 +99,31 @@ class Collate:
         self.batch_transforms, self.seed = batch_transforms, seed
 
     def __call__(self, samples):
-        """[(key, image, label), ...] -> (images, targets, problem text or "")"""
-        problem = next((sample for sample in samples if isinstance(sample, str)), "") or _misfit(samples)
-        if problem:
-            return self._report(problem)
+        """[(key, image, label) or an exception, ...] -> (images, targets, None or an exception)"""
+        problem = next((sample for sample in samples if isinstance(sample, Exception)), None)
+        try:
+            if not problem:
+                return (*self._collate(samples), None)
+        except Exception as error:
+            problem = _portable(error)
+        return np.zeros(1, "float32"), np.zeros(1, "int64"), problem  # shared memory takes no empty array
+
+    def _collate(self, samples):
+        _check_images([image for _, image, _ in samples])
         keys, images, labels = zip(*samples)
         images, targets = np.stack(images).astype("float32", copy=False), np.array(labels, "int64")
         rng = generator(self.seed, BATCH, *keys[0])
-        try:
-            for transform in self.batch_transforms:
-                images, targets = transform(images, targets, rng)
-        except UserError as error:
-            return self._report(str(error))
-        return images, targets, ""
-
-    def _report(self, problem):
-        """`problem` in the place of a batch: an empty array cannot pass through shared memory."""
-        return np.zeros(1, "float32"), np.zeros(1, "int64"), problem
+        for transform in self.batch_transforms:
+            images, targets = transform(images, targets, rng)
+        return images, targets
 
 
-def _misfit(samples):
-    """Why the images cannot be one batch, or ""."""
-    if not all(isinstance(image, np.ndarray) for _, image, _ in samples):
-        return "the transforms leave no [C, H, W] array: add Transpose and Normalize"
-    shapes = sorted({image.shape for _, image, _ in samples})
+def _check_images(images):
+    """Raise DataError unless the images of a batch are arrays of one shape."""
+    if not all(isinstance(image, np.ndarray) for image in images):
+        raise DataError("the transforms leave no [C, H, W] array: add Transpose and Normalize")
+    shapes = sorted({image.shape for image in images})
     if len(shapes) > 1:
-        return f"images of different sizes in one batch ({shapes[0]} and {shapes[1]}): add a CenterCrop to transforms"
-    return ""
+        raise DataError(
+            f"images of different sizes in one batch ({shapes[0]} and {shapes[1]}): add a CenterCrop to transforms"
+        )
