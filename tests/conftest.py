@@ -4,8 +4,12 @@ from passl_xcit.utils.cpu import prepare_cpu
 
 prepare_cpu()
 
+import zlib  # noqa: E402
+
+import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 import pytest  # noqa: E402
+from PIL import Image  # noqa: E402
 
 from passl_xcit.modeling.architectures import Classification  # noqa: E402
 from passl_xcit.modeling.backbones.xcit import XCiT  # noqa: E402
@@ -23,6 +27,20 @@ def tiny_model():
         return Classification(head, XCiT(**config))
 
     return make
+
+
+@pytest.fixture
+def write_image(tmp_path):
+    """Write an RGB image, whose noise depends on its name, to a file of the test's folder; returns its path."""
+
+    def write(name, width=8, height=6):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(zlib.crc32(name.encode())).integers(0, 256, (height, width, 3), dtype="uint8")
+        Image.fromarray(pixels).save(path)
+        return path
+
+    return write
 
 
 def pytest_collection_modifyitems(items):

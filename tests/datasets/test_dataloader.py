@@ -1,0 +1,237 @@
+"""Batches: the same ones for any number of workers, and errors that a user can read from any process."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from passl_xcit.datasets import dataloader
+from passl_xcit.datasets.batch_transforms import Mixup
+from passl_xcit.datasets.dataloader import Collate, ImageLoader
+from passl_xcit.datasets.demo_fashion_mnist import FashionMNIST
+from passl_xcit.datasets.imagenet import ImageNet
+from passl_xcit.datasets.sampler import DistributedBatchSampler
+from passl_xcit.datasets.transforms import Normalize, RandomCrop, RandomErasing, RandomHorizontalFlip, Transpose
+from passl_xcit.utils.errors import ConfigError, DataError
+
+WORKERS = [(0, True), (1, True), (2, True), (2, False)]  # num_workers, use_shared_memory
+
+
+@pytest.fixture(autouse=True)
+def two_cores(monkeypatch):
+    """Two workers are two also on a machine of one core."""
+    monkeypatch.setattr(dataloader, "usable_cores", lambda: 2)
+
+
+@pytest.fixture
+def folder(write_image, tmp_path):
+    """Two classes of seven images."""
+    for number in range(7):
+        for name in "ab":
+            write_image(f"{name}/{number}.png")
+    return str(tmp_path)
+
+
+def loader_of(dataset, workers=(0, True), position=(0, 0), batch_size=4, shuffle=True, **options):
+    sampler = DistributedBatchSampler(batch_size, shuffle, length=len(dataset), seed=dataset.seed)
+    sampler.set_position(*position)
+    return ImageLoader(dataset, sampler, num_workers=workers[0], use_shared_memory=workers[1], **options)
+
+
+def random_dataset(folder, seed=0):
+    """Transforms and a batch transform that all draw."""
+    transforms = [RandomCrop(6, padding=2), RandomHorizontalFlip(), Transpose(), Normalize([9] * 3, [3] * 3)]
+    mixup = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, mode="elem", num_classes=2)
+    return ImageNet(folder, [*transforms, RandomErasing(0.5, mode="pixel")], [mixup], seed=seed)
+
+
+def arrays(loader):
+    return [(images.numpy(), targets.numpy()) for images, targets in loader]
+
+
+def assert_same_batches(ours, theirs):
+    assert len(ours) == len(theirs)
+    for (images, targets), (other_images, other_targets) in zip(ours, theirs):
+        np.testing.assert_array_equal(images, other_images)
+        np.testing.assert_array_equal(targets, other_targets)
+
+
+def refusal(loader, kind=DataError):
+    with pytest.raises(kind) as caught:
+        for _ in loader:
+            pass
+    return str(caught.value)
+
+
+# What a batch is.
+
+
+def test_batches_are_float_images_and_class_numbers():
+    dataset = FashionMNIST("test", [Transpose()])
+    (images, targets), *_, (last_images, last_targets) = loader_of(dataset, batch_size=150, shuffle=False)
+    assert (images.shape, targets.shape) == ([150, 1, 28, 28], [150])
+    assert (last_images.shape, last_targets.shape) == ([50, 1, 28, 28], [50])
+    assert (str(images.dtype), str(targets.dtype)) == ("paddle.float32", "paddle.int64")
+    np.testing.assert_array_equal(images.numpy()[:, 0], dataset.images[:150])
+    np.testing.assert_array_equal(targets.numpy(), dataset.labels[:150])
+
+
+def test_batch_transforms_make_soft_targets(folder):
+    (_, targets), *_ = loader_of(random_dataset(folder))
+    assert targets.shape == [4, 2] and str(targets.dtype) == "paddle.float32"
+    np.testing.assert_allclose(targets.numpy().sum(axis=1), 1, atol=1e-6)
+
+
+def test_its_length_is_that_of_the_epoch(folder):
+    loader = loader_of(random_dataset(folder), position=(0, 3))
+    assert (len(loader), len(list(loader))) == (4, 1)
+
+
+# Determinism.
+
+
+@pytest.mark.parametrize("workers", WORKERS[1:])
+def test_batches_are_the_same_to_the_last_bit_for_any_number_of_workers(folder, workers):
+    expected = arrays(loader_of(random_dataset(folder)))
+    assert_same_batches(arrays(loader_of(random_dataset(folder), workers)), expected)
+
+
+@pytest.mark.parametrize("workers", [(0, True), (2, True)])
+def test_starting_in_mid_epoch_gives_the_rest_of_the_same_epoch(folder, workers):
+    whole = arrays(loader_of(random_dataset(folder), position=(3, 0)))
+    assert_same_batches(arrays(loader_of(random_dataset(folder), workers, position=(3, 2))), whole[2:])
+
+
+def test_one_loader_moved_from_epoch_to_epoch_gives_what_fresh_ones_give(folder):
+    loader = loader_of(random_dataset(folder))
+    for epoch in (1, 0, 1):
+        loader.set_position(epoch, 0)
+        assert_same_batches(arrays(loader), arrays(loader_of(random_dataset(folder), position=(epoch, 0))))
+
+
+def test_epochs_and_seeds_have_different_batches(folder):
+    first = [
+        loader_of(random_dataset(folder, seed), position=(epoch, 0)) for seed, epoch in ((0, 0), (0, 1), (1, 0), (1, 1))
+    ]
+    assert len({arrays(loader)[0][0].tobytes() for loader in first}) == 4
+
+
+def test_the_draws_of_a_batch_do_not_repeat_those_of_another(folder):
+    class Draw:
+        def __call__(self, images, targets, rng):
+            return images, np.full(len(images), rng.random())
+
+    dataset = ImageNet(folder, [Transpose()], [Draw()])
+    draws = {targets[0] for epoch in (0, 1) for _, targets in arrays(loader_of(dataset, position=(epoch, 0)))}
+    assert len(draws) == 8
+
+
+# Errors.
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_a_damaged_image_is_named_and_never_replaced(folder, workers):
+    path = os.path.join(folder, "b", "3.png")
+    with open(path, "r+b") as file:
+        file.truncate(60)
+    dataset = ImageNet(folder, [Transpose()])
+    seen = []
+    with pytest.raises(DataError) as caught:
+        for images, _ in loader_of(dataset, workers, batch_size=3, shuffle=False):
+            seen.append(len(images))
+    assert str(caught.value).startswith(f"{path}: the image cannot be read: ")
+    assert seen == [3, 3, 3]  # image 10 is in the fourth batch
+
+
+def test_an_image_that_vanished_after_the_folders_were_read_is_named(folder):
+    dataset = ImageNet(folder, [Transpose()])
+    os.remove(os.path.join(folder, "a", "0.png"))
+    assert refusal(loader_of(dataset)) == f"{folder}/a/0.png: the image cannot be read: No such file or directory"
+
+
+@pytest.mark.parametrize("workers", [(0, True), (2, True)])
+def test_images_of_different_sizes_give_the_advice(folder, write_image, workers):
+    write_image("a/9.png", width=9)
+    message = refusal(loader_of(ImageNet(folder, [Transpose()]), workers, batch_size=15))
+    assert message == (
+        "images of different sizes in one batch ((3, 6, 8) and (3, 6, 9)): add a CenterCrop to transforms"
+    )
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_images_that_nothing_made_arrays_give_the_advice(folder, mode):
+    dataset = ImageNet(folder, [lambda image, rng: image.convert(mode)])
+    message = "the transforms leave no [C, H, W] array: add Transpose and Normalize"
+    assert refusal(loader_of(dataset)) == message
+
+
+def test_an_image_that_a_transform_refuses_is_named(folder):
+    dataset = ImageNet(folder, [RandomCrop(7), Transpose()])
+    assert refusal(loader_of(dataset, shuffle=False)).startswith(f"{folder}/a/0.png: RandomCrop of 7x7 from an image")
+
+
+@pytest.mark.parametrize("workers", [(0, True), (2, True)])
+def test_transforms_in_the_wrong_order_are_refused(folder, workers):
+    dataset = ImageNet(folder, [Transpose(), RandomHorizontalFlip()])
+    message = "RandomHorizontalFlip takes a PIL image: put it before Transpose"
+    assert refusal(loader_of(dataset, workers), ConfigError) == message
+
+
+@pytest.mark.parametrize("workers", [(0, True), (2, True)])
+def test_what_a_batch_transform_refuses_arrives(folder, workers):
+    dataset = ImageNet(folder, [Transpose()], [Mixup(num_classes=1)])
+    assert refusal(loader_of(dataset, workers)) == "target 1 is none of the model's 1 classes (0 to 0)"
+
+
+class Kill:
+    """A transform that the system ends, as it ends what takes too much memory."""
+
+    def __call__(self, image, rng):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_worker_that_died_is_reported(folder):
+    message = refusal(loader_of(ImageNet(folder, [Kill()]), (1, True)))
+    assert message.startswith("a data worker ended unexpectedly") and "use_shared_memory: false" in message
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_a_bug_in_a_transform_or_a_batch_transform_stays_a_traceback(folder, workers):
+    def buggy_transform(*arguments):
+        raise ZeroDivisionError("a bug")
+
+    for transforms in ([buggy_transform],), ([Transpose()], [buggy_transform]):
+        with pytest.raises(RuntimeError, match=r"(?s)Traceback.*in buggy_transform.*ZeroDivisionError: a bug"):
+            list(loader_of(ImageNet(folder, *transforms), workers))
+
+
+@pytest.mark.parametrize("options", [{"workers": (-1, True)}, {"prefetch_factor": 0}])
+def test_numbers_out_of_range_are_refused(folder, options):
+    with pytest.raises(ValueError, match="expected >= 0 and >= 1"):
+        loader_of(ImageNet(folder), **options)
+
+
+def test_no_more_workers_start_than_the_machine_has_cores(folder):
+    class Worker:
+        def __call__(self, image, rng):
+            return np.full((1, 1, 1), os.getpid(), "float64")
+
+    dataset = ImageNet(folder, [Worker()])
+    workers = {int(images[0, 0, 0, 0]) for images, _ in arrays(loader_of(dataset, (8, True), batch_size=1))}
+    assert len(workers) == 2 and os.getpid() not in workers
+
+
+def test_collating_writes_to_no_sample():
+    samples = [((0, index), np.full((1, 2, 2), index, "float32"), index) for index in range(4)]
+    Collate([Mixup(num_classes=4)], seed=0)(samples)
+    assert [image.max() for _, image, _ in samples] == [0, 1, 2, 3]
+
+
+def test_a_loader_reads_what_pillow_reads(folder):
+    dataset = ImageNet(folder, [Transpose()])
+    (images, _), *_ = arrays(loader_of(dataset, (2, True), batch_size=2, shuffle=False))
+    expected = np.asarray(Image.open(dataset.path(1))).transpose(2, 0, 1)
+    np.testing.assert_array_equal(images[1], expected)
