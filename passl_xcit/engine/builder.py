@@ -101,8 +101,8 @@ def check_config(cfg, training):
             _need(cfg, path)
         if cfg.get("epochs") is not None and cfg["epochs"] < 1:
             raise ConfigError(f"must be at least 1, not {cfg['epochs']}", "epochs")
-        if cfg.get("seed", 0) < 0:
-            raise ConfigError(f"must not be negative, but is {cfg['seed']}", "seed")
+        if not 0 <= cfg.get("seed", 0) < 2**63:
+            raise ConfigError(f"must lie in [0, 2**63), not {cfg['seed']}", "seed")
 
 
 def _need(cfg, path):
