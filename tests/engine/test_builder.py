@@ -57,7 +57,8 @@ WRONG = {  # an override with a wrong key or value, and the message after the ov
     "custom_config.0.name=EvalHook": "custom_config.0.name: no hook 'EvalHook'; did you mean 'EvaluateHook'?",
     "epochs=two": "epochs: the config expects int or null, not 'two'",
     "epochs=0": "epochs: must be at least 1, not 0",
-    "seed=-1": "seed: must not be negative, but is -1",
+    "seed=-1": "seed: must lie in [0, 2**63), not -1",
+    "seed=9223372036854775808": "seed: must lie in [0, 2**63), not 9223372036854775808",
     "seed=1.5": "seed: the config expects int, not 1.5",
     "device=0": "device: the config expects text or null, not 0",
     "model.head.in_channels=eight": "model.head.in_channels: SwinTransformerClsHead expects int or a list of int",
@@ -115,6 +116,9 @@ class TestBuildModel:
         other = builder.build_model(tiny_config(tmp_path, "seed=6")).state_dict()
         assert all((tensor.numpy() == again[name].numpy()).all() for name, tensor in first.items())
         assert (first["head.fc_cls.weight"].numpy() != other["head.fc_cls.weight"].numpy()).any()
+
+    def test_the_largest_seed_is_one(self, tmp_path):
+        builder.build_model(tiny_config(tmp_path, f"seed={2**63 - 1}"))
 
     def test_the_printed_number_counts_what_is_trained(self, tmp_path, capsys):
         """Running statistics are parameters in Paddle, but no gradient descends on them."""
