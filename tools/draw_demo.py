@@ -1,6 +1,6 @@
 """Draw the README's picture: test images with what the demo model says, and how its training went.
 
-    python tools/draw_demo.py -c CONFIG --load WEIGHTS --log LOG.jsonl --output PICTURE.png
+python tools/draw_demo.py -c CONFIG --load WEIGHTS --log LOG.jsonl --output PICTURE.png
 """
 
 import argparse
@@ -70,16 +70,16 @@ def draw(images, labels, predicted, names, curves, output):
     for axis, image, label, guess in zip(left.subplots(ROWS, COLUMNS).flat, images, labels, predicted):
         axis.imshow(image, cmap="gray_r")
         axis.axis("off")
-        title = names[guess] if guess == label else f"{names[guess]}\nis {names[label]}"
+        title = names[guess] if guess == label else f"{names[guess]}?\n{names[label]}!"
         axis.set_title(title, fontsize=7, color=RIGHT if guess == label else WRONG)
     top, bottom = right.subplots(2, 1, sharex=True)
     top.plot(*curves["val", "acc1"], color=RIGHT)
     top.set_ylabel("test accuracy, %")
     best = max(curves["val", "acc1"][1])
     top.axhline(best, color="gray", linewidth=0.7, linestyle="--")
-    top.annotate(f"best {best:.2f}", (0.98, best), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+    top.annotate(f"best {best:.2f}", (0.98, best), xycoords=("axes fraction", "data"), ha="right", va="top")
     bottom.plot(*curves["train", "loss"], color="#0969da")
-    bottom.set_ylabel("training loss (mixed, smoothed labels)")
+    bottom.set_ylabel("training loss")
     bottom.set_xlabel("epoch")
     figure.savefig(output, dpi=110)
 

@@ -1,7 +1,7 @@
 """Take the weights out of a training checkpoint, with PASSL's flags.
 
-    python tools/extract_weight.py outputs/epoch_400.pdparams --output model.pdparams
-    python tools/extract_weight.py outputs/epoch_400.pdparams --output backbone.pdparams --prefix backbone --remove_prefix
+python tools/extract_weight.py outputs/epoch_400.pdparams --output model.pdparams
+python tools/extract_weight.py outputs/epoch_400.pdparams --output b.pdparams --prefix backbone --remove_prefix
 """
 
 import argparse

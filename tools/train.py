@@ -1,9 +1,9 @@
 """Train or evaluate.
 
-    python tools/train.py -c CONFIG.yaml                                      train
-    python tools/train.py -c CONFIG.yaml --load W.pdparams --evaluate-only    evaluate
-    python tools/train.py -c CONFIG.yaml --resume auto                        go on after a stop
-    python -m paddle.distributed.launch --devices 0,1,2,3 tools/train.py -c CONFIG.yaml
+python tools/train.py -c CONFIG.yaml                                      train
+python tools/train.py -c CONFIG.yaml --load W.pdparams --evaluate-only    evaluate
+python tools/train.py -c CONFIG.yaml --resume auto                        go on after a stop
+python -m paddle.distributed.launch --devices 0,1,2,3 tools/train.py -c CONFIG.yaml
 """
 
 import argparse
@@ -13,8 +13,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from passl_xcit.utils.config import Override, parse_override  # noqa: E402
-from passl_xcit.utils.errors import ConfigError, exit_with_one_line  # noqa: E402
 from passl_xcit.utils.cpu import prepare_cpu  # noqa: E402
+from passl_xcit.utils.errors import ConfigError, exit_with_one_line  # noqa: E402
 
 
 def parse_args(argv):

@@ -59,7 +59,10 @@ class PositionalEncodingFourier(nn.Layer):
 
 @lru_cache(maxsize=32)
 def _fourier_waves(height, width, hidden_dim, temperature):
-    """float32 [N, 2 * hidden_dim]: the waves of the row, then those of the column. NumPy: a graph can hold no tensor."""
+    """float32 [N, 2 * hidden_dim]: the waves of the row, then those of the column.
+
+    Kept as a NumPy array: a tensor kept from one call belongs to no later graph.
+    """
     rows = _axis_waves(height, hidden_dim, temperature)[:, None]  # [H, 1, hidden_dim]
     columns = _axis_waves(width, hidden_dim, temperature)[None, :]  # [1, W, hidden_dim]
     grid = (height, width, hidden_dim)
