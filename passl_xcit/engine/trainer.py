@@ -11,7 +11,7 @@ from paddle import nn
 from passl_xcit.engine import checkpoint
 from passl_xcit.hooks.hook import Hook, stages_of
 from passl_xcit.utils.device import has_sync_batch_norm
-from passl_xcit.utils.dist import copy_from_first, is_main, rank, sum_over_processes, world_size
+from passl_xcit.utils.dist import copy_from_first, is_main, rank, world_size
 from passl_xcit.utils.errors import DataError
 from passl_xcit.utils.logger import TRAINER, get_logger
 from passl_xcit.utils.seed import step_seed
@@ -101,7 +101,7 @@ class Trainer:
                 self.call_hooks("train_iter_begin")
                 self.state.outputs = self.train_step(images, targets)
                 self.state.iter += 1
-                self.state.samples += self._samples(images)
+                self.state.samples += len(images) * world_size()  # the sampler gives each process equally many
                 self.call_hooks("train_iter_end")
             self.state.epoch += 1
             self.call_hooks("train_epoch_end")
@@ -147,9 +147,6 @@ class Trainer:
         line = {"mode": mode, "epoch": self.state.epoch, "iter": self.state.iter, **values}
         with open(self.output_dir / "log.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-
-    def _samples(self, images):
-        return int(sum_over_processes([len(images)])[0])
 
     def _log_hooks(self):
         for stage in Hook.STAGES:
