@@ -13,6 +13,7 @@ from tiny_run import ROOT, Stop, json_lines, tiny_file, tiny_run, tiny_trainer
 
 from passl_xcit.datasets import demo_fashion_mnist
 from passl_xcit.engine import launch
+from passl_xcit.engine import trainer as trainer_module
 from passl_xcit.modeling.checkpoint_formats import read_file
 from passl_xcit.utils.config import parse_override
 from passl_xcit.utils.errors import DataError
@@ -162,6 +163,17 @@ def test_training_goes_on_in_training_mode_after_an_evaluation(tmp_path):
     trainer.train_step = lambda *batch: modes.append(trainer.model.training) or step(*batch)
     trainer.train()
     assert modes == [True] * 12 and trainer.model.training
+
+
+def test_every_step_of_every_process_has_random_draws_of_its_own(tmp_path, monkeypatch):
+    seeds = []
+    monkeypatch.setattr(paddle, "seed", seeds.append)
+    for rank in (0, 1):
+        monkeypatch.setattr(trainer_module, "rank", lambda: rank)  # noqa: B023
+        trainer = tiny_trainer(tmp_path, "custom_config=null")
+        del seeds[-1]  # the model's
+        trainer.train()
+    assert len(set(seeds)) == len(seeds) == 24
 
 
 def test_evaluation_before_training_counts_as_epoch_0(tmp_path, capsys):

@@ -193,6 +193,7 @@ class TestLogHook:
         tiny_run(tmp_path, "epochs=1", "log_config.interval=5")
         lines = [line for line in json_lines(tmp_path / "out") if line["mode"] == "train"]
         assert [(line["epoch"], line["iter"]) for line in lines] == [(0, 1), (0, 6)]
+        assert [line["lr"] for line in lines] == pytest.approx([0.001, 0.001 + 0.019 * 5 / 6])  # of the step itself
         printed = re.findall(r"lr: (\S+), .*, loss (\S+) .*, acc1 +(\S+) ", capsys.readouterr().out)
         assert printed == [(f"{v['lr']:.3e}", f"{v['loss']:.4e}", f"{v['acc1']:.3f}") for v in lines]
 
