@@ -50,6 +50,12 @@ def test_images_are_found_at_any_depth_and_by_their_extension_in_any_case(tmp_pa
     assert samples(ImageNet(str(tmp_path))) == [("a/3.webp", 0), ("a/x/2.Png", 0), ("a/x/deep/1.JPEG", 0)]
 
 
+def test_images_of_a_class_are_in_the_order_of_their_folders_and_names(tmp_path):
+    names = [f"a/{folder}/{image}.jpg" for folder in "dbcafeg" for image in "312"]
+    touch(tmp_path, *names)
+    assert [name for name, _ in samples(ImageNet(str(tmp_path)))] == sorted(names)
+
+
 @pytest.mark.parametrize("extension", EXTENSIONS)
 def test_every_extension_of_passl_counts(tmp_path, extension):
     touch(tmp_path, f"a/1{extension}")
