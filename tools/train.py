@@ -30,10 +30,18 @@ def parse_args(argv):
         metavar="KEY=VALUE",
         help="replace a value of the config, such as -o dataloader.train.sampler.batch_size=64; repeatable",
     )
-    parser.add_argument("--output_dir", metavar="DIR", help="where checkpoints and logs go (config: outputs)")
-    parser.add_argument("--data_dir", metavar="DIR", help="folder with train/ and val/, instead of the config's")
-    parser.add_argument("--load", metavar="FILE", help="weights to start with or to evaluate; they must fit exactly")
-    parser.add_argument("--resume", metavar="FILE|auto", help="checkpoint to go on from; auto: the newest there is")
+    parser.add_argument(
+        "--output_dir", type=_text, metavar="DIR", help="where checkpoints and logs go (config: outputs)"
+    )
+    parser.add_argument(
+        "--data_dir", type=_text, metavar="DIR", help="folder with train/ and val/, instead of the config's"
+    )
+    parser.add_argument(
+        "--load", type=_text, metavar="FILE", help="weights to start with or to evaluate; they must fit exactly"
+    )
+    parser.add_argument(
+        "--resume", type=_text, metavar="FILE|auto", help="checkpoint to go on from; auto: the newest there is"
+    )
     parser.add_argument("--evaluate-only", action="store_true", help="evaluate and stop; needs no training data")
     parser.add_argument(
         "--distribute",
@@ -42,6 +50,12 @@ def parse_args(argv):
         help="insist on several processes, or on one (default: as launched)",
     )
     return parser.parse_args(argv)
+
+
+def _text(text):
+    if not text:  # an unset variable of a shell script
+        raise argparse.ArgumentTypeError("expected a path, not an empty text")
+    return text
 
 
 def _true_or_false(text):

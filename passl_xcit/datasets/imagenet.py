@@ -76,7 +76,7 @@ class ImageNet(ImageDataset):
 def scan_folders(root):
     """(paths relative to `root`, labels, class names) of a folder with one folder a class."""
     try:
-        names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+        names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
     except OSError as error:
         _refuse_folder(error)
     if not names:
@@ -96,9 +96,14 @@ def scan_folders(root):
 
 
 def _images_below(root, name):
-    found = []
+    found, visited = [], set()
     # Without `onerror` a folder that may not be read would look empty, and the set would be smaller in silence.
     for folder, subfolders, files in os.walk(root / name, onerror=_refuse_folder, followlinks=True):
+        info = os.stat(folder)
+        if (info.st_dev, info.st_ino) in visited:  # a link that leads back up
+            subfolders.clear()
+            continue
+        visited.add((info.st_dev, info.st_ino))
         subfolders.sort()
         found += [os.path.join(folder, file) for file in sorted(files) if file.lower().endswith(EXTENSIONS)]
     return [os.path.relpath(path, root) for path in found]

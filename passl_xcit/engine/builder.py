@@ -1,5 +1,6 @@
 """The one file that turns a config into objects; every other class takes plain keyword arguments."""
 
+import json
 import math
 from dataclasses import dataclass
 from typing import Any, Optional, Sequence
@@ -18,7 +19,7 @@ from passl_xcit.modeling import architectures, heads  # noqa: F401
 from passl_xcit.modeling.backbones import xcit  # noqa: F401
 from passl_xcit.solver import lr_scheduler, optimizer  # noqa: F401
 from passl_xcit.utils.dist import rank, world_size
-from passl_xcit.utils.errors import ConfigError
+from passl_xcit.utils.errors import ConfigError, DataError
 from passl_xcit.utils.logger import TRAINER, get_logger
 from passl_xcit.utils.registry import DATASETS, HOOKS, LR_SCHEDULERS, MODELS, OPTIMIZERS, SAMPLERS, Schema
 
@@ -97,6 +98,9 @@ def check_config(cfg, training):
     """Raise ConfigError, before anything is built, if `cfg` holds a wrong key or value or lacks a needed one."""
     with cfg.errors_name_files():
         EXPERIMENT.check(cfg.to_dict(), "")
+        for key, hook in (("log_config", "LogHook"), ("checkpoint", "CheckpointHook")):
+            if cfg.get(key) and cfg[key]["name"] != hook:
+                raise ConfigError(f"must be a {hook}; other hooks stand in custom_config", f"{key}.name")
         for path in NEEDED_TO_TRAIN if training else ("dataloader.val",):
             _need(cfg, path)
         if cfg.get("epochs") is not None and cfg["epochs"] < 1:
@@ -164,6 +168,9 @@ def build_trainer(cfg, model):
             _need(cfg, "dataloader.val")
         schedule = LR_SCHEDULERS.build(cfg["lr_scheduler"], "lr_scheduler", iters_per_epoch=max(1, len(train_loader)))
         optimizer = OPTIMIZERS.build(cfg["optimizer"], "optimizer", learning_rate=schedule, model=model)
+    evaluator = build_evaluator(cfg, model) if evaluates else None
+    if evaluator:
+        _check_same_classes(train_loader, evaluator)
     return Trainer(
         model,
         train_loader,
@@ -171,10 +178,19 @@ def build_trainer(cfg, model):
         schedule,
         epochs=cfg["epochs"],
         hooks=hooks,
-        evaluator=build_evaluator(cfg, model) if evaluates else None,
+        evaluator=evaluator,
         output_dir=cfg.get("output_dir", "outputs"),
         seed=cfg.get("seed", 0),
+        settings={key: json.dumps(cfg[key], sort_keys=True) for key in ("lr_scheduler", "optimizer")},
     )
+
+
+def _check_same_classes(train_loader, evaluator):
+    """Labels are numbers: folders of other names in the other split would be other classes under the same numbers."""
+    train, val = train_loader.dataset, evaluator.loader.dataset
+    if train.class_names and val.class_names and list(train.class_names) != list(val.class_names):
+        pair = next((a, b) for a, b in zip(train.class_names, val.class_names) if a != b)
+        raise DataError(f"{val.where}: its classes are not those of {train.where}: '{pair[1]}' instead of '{pair[0]}'")
 
 
 def build_hooks(cfg):

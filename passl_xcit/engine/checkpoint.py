@@ -21,7 +21,6 @@ logger = get_logger(TRAINER)
 
 LINKS = ("latest", "best")  # further names of numbered files
 STATE = ("optimizer", "lr_scheduler", "epoch", "iter", "samples", "best")
-MUST_MATCH = ("seed", "iters_per_epoch", "global_batch_size")
 
 
 def save_checkpoint(path, trainer, save_optimizer=True):
@@ -53,12 +52,13 @@ def resume(path, trainer):
     missing = [key for key in STATE if tree.get(key) is None]
     if missing:
         raise WeightsError(f"{path}: no training state to resume ({', '.join(missing)}); --load takes its weights")
-    for key in MUST_MATCH:
-        if tree.get(key) != trainer.identity()[key]:
+    for key, value in trainer.identity().items():
+        if tree.get(key) != value:
             raise WeightsError(
-                f"{path}: was written with {key} {tree.get(key)}, this run has {trainer.identity()[key]}: "
+                f"{path}: was written with {key} {tree.get(key)}, this run has {value}: "
                 "resume with the settings it was started with, or start anew with --load"
             )
+    _check_state(tree, trainer.iters_per_epoch, path)
     arrays = state_dict_of(tree, str(path))
     set_weights(trainer.model, arrays, path)
     set_optimizer_arrays(trainer.optimizer, trainer.model, tree["optimizer"], path)
@@ -67,6 +67,21 @@ def resume(path, trainer):
     state = trainer.state
     state.epoch, state.iter, state.samples, state.best = tree["epoch"], tree["iter"], tree["samples"], tree["best"]
     logger.info(f"Resume training from {path} success!")
+
+
+def _check_state(tree, iters_per_epoch, path):
+    """Raise WeightsError unless the counters of a checkpoint are numbers that belong together."""
+    counters = [tree[key] for key in ("epoch", "iter", "samples")]
+    if not all(type(counter) is int and counter >= 0 for counter in counters):
+        raise WeightsError(f"{path}: epoch, iter and samples are {counters}, expected three whole numbers")
+    if not 0 <= tree["iter"] - tree["epoch"] * iters_per_epoch <= iters_per_epoch:
+        raise WeightsError(f"{path}: {tree['iter']} iterations are not {tree['epoch']} epochs of {iters_per_epoch}")
+    if not isinstance(tree["best"], dict) or not all(
+        isinstance(value, (int, float)) for value in tree["best"].values()
+    ):
+        raise WeightsError(f"{path}: its best evaluation is {tree['best']!r}, expected numbers")
+    if not isinstance(tree["optimizer"], dict) or not isinstance(tree["lr_scheduler"], dict):
+        raise WeightsError(f"{path}: the state of its optimizer or schedule is not one of ours")
 
 
 def resume_newest(folder, trainer):
@@ -131,6 +146,8 @@ def set_optimizer_arrays(optimizer, model, arrays, source):
         wrong = sorted(set(arrays) ^ set(accumulators))
         raise WeightsError(f"{source}: its optimizer state is that of another model or optimizer; differs: {wrong[:3]}")
     for name, tensor in accumulators.items():
+        if np.size(arrays[name]) != tensor.size:
+            raise WeightsError(f"{source}: {name} has {np.size(arrays[name])} values, the optimizer's {tensor.size}")
         tensor.set_value(np.asarray(arrays[name]).reshape(tensor.shape))
 
 

@@ -58,6 +58,9 @@ def _train(cfg, model, resume_from):
         resume_newest(checkpoints, trainer)
     elif resume_from:
         resume(resume_from, trainer)
+    if trainer.state.epoch >= trainer.epochs:
+        logger.info(f"{trainer.state.epoch} of {trainer.epochs} epochs are done: nothing to train; raise `epochs`")
+        return trainer.state.best
     with cfg.errors_name_files():
         _make_folder(trainer.output_dir, "output_dir")
         _make_folder(checkpoints, "checkpoint.out_dir")

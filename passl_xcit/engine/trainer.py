@@ -1,6 +1,7 @@
 """The training loop."""
 
 import json
+import math
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from passl_xcit.engine import checkpoint
 from passl_xcit.hooks.hook import Hook, stages_of
 from passl_xcit.utils.device import has_sync_batch_norm
 from passl_xcit.utils.dist import copy_from_first, is_main, rank, world_size
-from passl_xcit.utils.errors import DataError
+from passl_xcit.utils.errors import DataError, TrainingError
 from passl_xcit.utils.logger import TRAINER, get_logger
 from passl_xcit.utils.seed import step_seed
 
@@ -47,14 +48,26 @@ class Trainer:
         evaluator: what `evaluate` runs, or None.
         output_dir: where checkpoints and logs go.
         seed: with the step and the rank it determines every draw of the framework.
+        settings: {name: text}, what else has to be the same for a checkpoint to be resumed.
     """
 
     def __init__(
-        self, model, train_loader, optimizer, lr_scheduler, epochs, hooks=(), evaluator=None, output_dir=".", seed=0
+        self,
+        model,
+        train_loader,
+        optimizer,
+        lr_scheduler,
+        epochs,
+        hooks=(),
+        evaluator=None,
+        output_dir=".",
+        seed=0,
+        settings=None,
     ):
         self.model, self.train_loader = model, train_loader
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.epochs, self.seed, self.output_dir = epochs, seed, Path(output_dir)
+        self.settings = dict(settings or {})
         self.hooks = sorted(hooks, key=lambda hook: hook.priority)
         self.evaluator = evaluator
         self.state = TrainState()
@@ -87,6 +100,7 @@ class Trainer:
             "seed": self.seed,
             "iters_per_epoch": self.iters_per_epoch,
             "global_batch_size": self.global_batch_size,
+            **self.settings,
         }
 
     def train(self):
@@ -135,10 +149,19 @@ class Trainer:
             self.state.best = {**metrics, "epoch": self.state.epoch, "iter": self.state.iter}
 
     def save_checkpoint(self, path, save_optimizer=True):
+        self.require_finite(self.state.outputs["loss"].item())
         checkpoint.save_checkpoint(path, self, save_optimizer)
 
     def link_checkpoint(self, path, name):
         checkpoint.link_checkpoint(path, name)
+
+    def require_finite(self, loss):
+        """Raise TrainingError if the float `loss` is no number; the checkpoints there are stay as they are."""
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss} after {self.state.iter} iterations, with a learning rate of {self.state.lr:.3e}: "
+                "nothing more is saved; try a smaller learning rate, a longer warm-up or grad_clip"
+            )
 
     def record(self, mode, **values):
         """Append one JSON line to `log.jsonl`: mode, epoch and iter (finished ones), and `values`."""

@@ -1,5 +1,6 @@
 """Writes checkpoints, prunes old ones, keeps `latest` and `best`."""
 
+import os
 import re
 from pathlib import Path
 from typing import Optional
@@ -54,7 +55,8 @@ class CheckpointHook(Hook):
         """Remove what a killed run was writing."""
         if is_main():
             for path in self._folder(trainer).glob(".*.pdparams.*.tmp"):
-                path.unlink()
+                if not _is_running(path.suffixes[-2]):
+                    path.unlink()
 
     def train_iter_end(self, trainer):
         if not self.by_epoch and trainer.state.iter % self.interval == 0:
@@ -91,6 +93,17 @@ class CheckpointHook(Hook):
         mine = sorted(number for number in numbers if number <= newest)
         for number in mine[: -self.max_keep_ckpts] if self.max_keep_ckpts else ():
             (folder / self.template.format(number)).unlink()
+
+
+def _is_running(suffix):
+    """Whether the process whose number is in a temporary file's suffix `.123` still runs."""
+    try:
+        os.kill(int(suffix[1:]), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 HOOKS.register(CheckpointHook)

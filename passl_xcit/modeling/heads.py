@@ -10,6 +10,7 @@ from paddle import nn
 
 from passl_xcit.losses import cross_entropy
 from passl_xcit.metrics import accuracy
+from passl_xcit.utils.errors import ConfigError
 from passl_xcit.utils.registry import HEADS
 
 
@@ -52,7 +53,11 @@ class SwinTransformerClsHead(nn.Layer):
         return paddle.stack(logits).mean(axis=0)  # [r, B, K] -> [B, K]
 
     def _pool(self, features):
-        return features.mean(axis=[2, 3]) if self.with_avg_pool else features
+        if not self.with_avg_pool:
+            return features
+        if features.ndim != 4:
+            raise ConfigError(f"with_avg_pool must be false: the backbone gives {features.ndim}-D features, no maps")
+        return features.mean(axis=[2, 3])
 
     def loss(self, logits, targets):
         """logits [B, K]; targets int [B] or soft [B, K] -> {"loss", "acc1", "acc5"}, accuracies in percent."""

@@ -31,6 +31,8 @@ def AdamW(
         grad_clip: {"name": "global_norm" or "clip_norm", "value": float}.
         learning_rate, model: given by the program.
     """
+    if weight_decay < 0:
+        raise ValueError(f"weight_decay must not be negative, but is {weight_decay}")
     excluded = undecayed_names(model, exclude_from_weight_decay or (), weight_decay_rule)
     return paddle.optimizer.AdamW(
         learning_rate=learning_rate,

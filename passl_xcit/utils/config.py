@@ -7,6 +7,7 @@ import math
 import os
 import re
 import reprlib
+import stat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -158,7 +159,10 @@ def _read_with_bases(path, chain):
 
 def _read_yaml(path):
     try:
-        if path.stat().st_size > MAX_BYTES:
+        info = path.stat()
+        if stat.S_ISFIFO(info.st_mode) or stat.S_ISCHR(info.st_mode):  # reading it might never end
+            raise ConfigError(f"{path}: the config cannot be read: it is a pipe or a device, not a file")
+        if info.st_size > MAX_BYTES:
             raise ConfigError(f"{path}: a config has at most {MAX_BYTES:,} bytes; is this a YAML file?")
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8, or a NUL in the path

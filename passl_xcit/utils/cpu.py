@@ -22,7 +22,8 @@ def prepare_cpu():
     if _is_amd_with_avx2():
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
     with contextlib.redirect_stderr(io.StringIO()):  # Paddle advises against more than one thread on each import
-        import paddle  # noqa: F401
+        import paddle
+    paddle.disable_signal_handler()  # its handler prints a C++ traceback for an ordinary SIGTERM
 
 
 def usable_cores():

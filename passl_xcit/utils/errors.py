@@ -29,18 +29,33 @@ class WeightsError(UserError):
     """A weight file or checkpoint that cannot be read, or that does not fit the model."""
 
 
+class TrainingError(UserError):
+    """A training that cannot go on, such as one whose loss is no longer a number."""
+
+
 def exit_with_one_line(main, argv=None):
-    """Run `main(argv)` and turn a UserError into one line on stderr and a non-zero exit code.
+    """Run `main(argv)`; what the user or the system did wrong becomes one line on stderr and a non-zero exit code.
 
     With PASSL_XCIT_DEBUG=1 the traceback is kept.
     """
     try:
         sys.exit(main(argv))
-    except UserError as error:
+    except BrokenPipeError:  # who read our output has gone, and nobody reads a message either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except (UserError, OSError, MemoryError) as error:
         if os.environ.get("PASSL_XCIT_DEBUG"):
             raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        print(f"error: {_in_one_line(error)}", file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", 1))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _in_one_line(error):
+    if isinstance(error, MemoryError):
+        return "not enough memory: try a smaller batch, image or model"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)

@@ -24,7 +24,7 @@ def setup_logger(rank=0):
     root.propagate = False
     _close_handlers(root)
     if rank == 0:
-        root.addHandler(_with_format(logging.StreamHandler(sys.stdout)))
+        root.addHandler(_with_format(_StreamHandler(sys.stdout)))
     root.addHandler(logging.handlers.MemoryHandler(10**6, flushLevel=logging.CRITICAL + 1, flushOnClose=False))
 
 
@@ -40,6 +40,15 @@ def log_to_folder(folder, rank=0):
             handler.close()
             root.removeHandler(handler)
     root.addHandler(file_handler)
+
+
+class _StreamHandler(logging.StreamHandler):
+    """Ends the program when the reader of its output has gone, where logging would print a traceback a line."""
+
+    def handleError(self, record):
+        if isinstance(sys.exc_info()[1], BrokenPipeError):
+            raise
+        super().handleError(record)
 
 
 def _with_format(handler):

@@ -6,6 +6,7 @@ A registered constructor's signature *is* the schema of its config node: `check`
 
 import difflib
 import inspect
+import re
 from typing import get_type_hints
 
 from passl_xcit.utils.errors import ConfigError
@@ -81,7 +82,13 @@ class Schema:
         try:
             return self.make(**arguments)
         except ValueError as error:
-            raise ConfigError(str(error), path) from error
+            raise ConfigError(str(error), self._path_named_in(str(error), node, path)) from error
+
+    def _path_named_in(self, message, node, path):
+        """The path of the key of `node` that `message` names first, so that the right file is blamed; else `path`."""
+        places = {key: re.search(rf"\b{re.escape(key)}\b", message) for key in node}
+        named = [(match.start(), key) for key, match in places.items() if match]
+        return join(path, min(named)[1]) if named else path
 
     def _build_child(self, key, value, path, runtime):
         if isinstance(value, dict):

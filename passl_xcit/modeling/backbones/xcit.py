@@ -17,6 +17,7 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from passl_xcit.modeling.layers import DropPath, Mlp, init_transformer_, parameter_filled, trunc_normal_
+from passl_xcit.utils.errors import DataError
 from passl_xcit.utils.registry import BACKBONES
 
 LAYER_NORM_EPS = 1e-6
@@ -236,7 +237,8 @@ class XCiT(nn.Layer):
         in_chans: channels of the images.
 
     Raises:
-        ValueError: for sizes that do not fit one another, or images whose sides the patch size does not divide.
+        ValueError: for sizes that do not fit one another.
+        DataError: in forward, for images with other channels or with sides that the patch size does not divide.
     """
 
     def __init__(
@@ -257,6 +259,8 @@ class XCiT(nn.Layer):
     ):
         super().__init__()
         _check_sizes(patch_size, embed_dim, depth, num_heads, cls_attn_layers, in_chans)
+        if int(embed_dim * mlp_ratio) < 1:
+            raise ValueError(f"mlp_ratio must be above 0, not {mlp_ratio}")
         _check_rates(drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
         self.patch_size, self.in_chans, self.num_features = patch_size, in_chans, embed_dim
         self.patch_embed = ConvPatchEmbed(patch_size, in_chans, embed_dim)
@@ -295,14 +299,17 @@ class XCiT(nn.Layer):
     def _check_images(self, images):
         channels, height, width = images.shape[1:]
         if channels != self.in_chans:
-            raise ValueError(f"images have {channels} channels, the model has in_chans {self.in_chans}")
+            raise DataError(f"images have {channels} channels, but the model's in_chans is {self.in_chans}")
         if height % self.patch_size or width % self.patch_size or not height or not width:
-            raise ValueError(f"images of {height} x {width} pixels do not divide into patches of {self.patch_size}")
+            raise DataError(
+                f"images of {height} x {width} pixels do not divide into patches of {self.patch_size}: "
+                f"let CenterCrop or Resize make both sides multiples of {self.patch_size}"
+            )
 
 
 def _check_sizes(patch_size, embed_dim, depth, num_heads, cls_attn_layers, in_chans):
     if patch_size < 2 or patch_size & (patch_size - 1):
-        raise ValueError(f"patch_size must be a power of two (4, 8 or 16), not {patch_size}")
+        raise ValueError(f"patch_size must be a power of two, such as 4, 8 or 16, not {patch_size}")
     for name, value, least in (
         ("embed_dim", embed_dim, 1),
         ("depth", depth, 0),
