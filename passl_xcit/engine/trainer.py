@@ -149,7 +149,8 @@ class Trainer:
             self.state.best = {**metrics, "epoch": self.state.epoch, "iter": self.state.iter}
 
     def save_checkpoint(self, path, save_optimizer=True):
-        self.require_finite(self.state.outputs["loss"].item())
+        if self.state.outputs:  # none in a run that goes on right after an epoch's last step
+            self.require_finite(self.state.outputs["loss"].item())
         checkpoint.save_checkpoint(path, self, save_optimizer)
 
     def link_checkpoint(self, path, name):
