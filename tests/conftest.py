@@ -9,11 +9,15 @@ import zlib  # noqa: E402
 import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from passl_xcit.modeling.architectures import Classification  # noqa: E402
 from passl_xcit.modeling.backbones.xcit import XCiT  # noqa: E402
 from passl_xcit.modeling.heads import SwinTransformerClsHead  # noqa: E402
+
+settings.register_profile("busy machine", deadline=None)
+settings.load_profile("busy machine")
 
 
 @pytest.fixture
