@@ -85,9 +85,9 @@ def test_a_missing_file_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("node", "message"),
     [
-        ({"split": "val"}, "here: split must be 'train' or 'test', not 'val'"),
-        ({"split": "Train"}, "here: split must be 'train' or 'test', not 'Train'"),
-        ({"split": "test", "return_label": False}, "here: return_label must be true"),
+        ({"split": "val"}, "here.split: split must be 'train' or 'test', not 'val'"),
+        ({"split": "Train"}, "here.split: split must be 'train' or 'test', not 'Train'"),
+        ({"split": "test", "return_label": False}, "here.return_label: return_label must be true"),
     ],
 )
 def test_a_split_that_does_not_exist_is_refused(node, message):

@@ -118,7 +118,7 @@ def test_imagenet_makes_passls_iterations():
 
 @pytest.mark.parametrize("batch_size", [0, -1])
 def test_a_batch_holds_at_least_one_sample(batch_size):
-    with pytest.raises(ConfigError, match=f"here: batch_size must be at least 1, not {batch_size}"):
+    with pytest.raises(ConfigError, match=f"here.batch_size: batch_size must be at least 1, not {batch_size}"):
         SAMPLERS.build({"batch_size": batch_size}, "here", length=4)
 
 
