@@ -4,6 +4,7 @@ Paddle's DataLoader makes "Blocking queue is killed" of an exception in a worker
 one in its reading thread (num_workers: 0). So exceptions travel as data and are raised where the batch is asked for.
 """
 
+import gc
 import traceback
 
 import numpy as np
@@ -47,6 +48,9 @@ class ImageLoader:
             num_workers=min(num_workers, usable_cores()),
             use_shared_memory=use_shared_memory,
             prefetch_factor=prefetch_factor,
+            # What a worker inherits is not its own to destroy: Paddle's readers, collected there, wait for threads
+            # that exist in the main process only.
+            worker_init_fn=lambda _: gc.freeze(),
         )
 
     def __len__(self):

@@ -181,7 +181,7 @@ def build_trainer(cfg, model):
         evaluator=evaluator,
         output_dir=cfg.get("output_dir", "outputs"),
         seed=cfg.get("seed", 0),
-        settings={key: json.dumps(cfg[key], sort_keys=True) for key in ("lr_scheduler", "optimizer")},
+        settings={f"{key}_config": json.dumps(cfg[key], sort_keys=True) for key in ("lr_scheduler", "optimizer")},
     )
 
 

@@ -149,7 +149,7 @@ class Trainer:
             self.state.best = {**metrics, "epoch": self.state.epoch, "iter": self.state.iter}
 
     def save_checkpoint(self, path, save_optimizer=True):
-        if self.state.outputs:  # none in a run that goes on right after an epoch's last step
+        if "loss" in self.state.outputs:  # not where a resumed run has only an epoch's end left to do
             self.require_finite(self.state.outputs["loss"].item())
         checkpoint.save_checkpoint(path, self, save_optimizer)
 

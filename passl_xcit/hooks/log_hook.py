@@ -67,7 +67,8 @@ class LogHook(Hook):
         timing = f"eta: {left}, time: {seconds:.3f}, data_time: {self.meters['data_time'].average:.3f}"
         parts = [f"lr: {trainer.state.lr:.3e}", timing, *map(str, values)]
         logger.info(f"{self._place(trainer)}\t{', '.join(parts)}")
-        trainer.require_finite(self.meters["loss"].value)
+        if "loss" in self.meters:
+            trainer.require_finite(self.meters["loss"].value)
         trainer.record("train", lr=trainer.state.lr, time=seconds, **{meter.name: meter.value for meter in values})
 
     def _place(self, trainer):

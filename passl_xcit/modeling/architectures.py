@@ -31,7 +31,8 @@ class Classification(nn.Layer):
         self.head = head
         if head.in_channels != self.backbone.num_features:
             raise ValueError(
-                f"head.in_channels is {head.in_channels}, but the backbone gives {self.backbone.num_features} features"
+                f"in_channels of the head is {head.in_channels}, "
+                f"but the backbone gives {self.backbone.num_features} features"
             )
 
     @property

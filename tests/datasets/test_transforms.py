@@ -332,5 +332,5 @@ def test_no_transform_draws_from_a_global_generator(global_generators_untouched)
     ],
 )
 def test_arguments_out_of_range_are_refused_by_name(name, arguments, text):
-    with pytest.raises(ConfigError, match=f"train.transforms.0: .*{text}"):
+    with pytest.raises(ConfigError, match=f"train.transforms.0[.\\w]*: .*{text}"):
         TRANSFORMS.build({"name": name, **arguments}, "train.transforms.0")

@@ -128,7 +128,9 @@ class TestBuildModel:
         assert f"Number of Parameters is {trained / 1000:.2f}K." in capsys.readouterr().out
 
     def test_sizes_that_do_not_fit_are_a_config_error(self, tmp_path):
-        with pytest.raises(ConfigError, match=r"model: head.in_channels is 9, but the backbone gives 8 features"):
+        with pytest.raises(
+            ConfigError, match=r"model.head: in_channels of the head is 9, but the backbone gives 8 features"
+        ):
             builder.build_model(tiny_config(tmp_path, "model.head.in_channels=9"))
 
 

@@ -6,7 +6,6 @@ import shutil
 import sys
 from pathlib import Path
 
-
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -59,7 +58,7 @@ class TestLossThatIsNoNumber:
 
     def test_training_stops_and_says_why(self, tmp_path):
         text = message(TrainingError, tmp_path, *self.RATE)
-        assert re.match(r"the loss is (nan|inf) after \d+ iterations, with a learning rate of 1\.\d+e\+", text)
+        assert re.match(r"the loss is (nan|inf) after \d+ iterations, with a learning rate of \d\.\d+e\+", text)
 
     def test_no_checkpoint_of_it_is_written(self, tmp_path):
         message(TrainingError, tmp_path, *self.RATE, "log_config.interval=1000", "epochs=1")
@@ -71,7 +70,7 @@ class TestResume:
         tiny_run(tmp_path, "epochs=1")
         checkpoint = tmp_path / "out" / "epoch_1.pdparams"
         text = message(WeightsError, tmp_path, "lr_scheduler.end_lr=0.01", resume_from=checkpoint)
-        assert "was written with lr_scheduler" in text and '"end_lr": 0.01' in text
+        assert "was written with lr_scheduler_config" in text and '"end_lr": 0.01' in text
 
     def test_of_a_finished_run_says_that_nothing_is_left(self, tmp_path, capsys):
         tiny_run(tmp_path, "epochs=1")

@@ -69,7 +69,7 @@ def test_a_loss_comes_with_accuracies(targets):
 
 
 def test_a_head_needs_a_class():
-    with pytest.raises(ConfigError, match="model.head: num_classes must be at least 1, not 0"):
+    with pytest.raises(ConfigError, match="model.head.num_classes: num_classes must be at least 1, not 0"):
         HEADS.build({**HEAD, "num_classes": 0}, "model.head")
 
 
@@ -90,18 +90,21 @@ def test_passls_names_and_keys_all_mean_the_same_model(name, key):
     ("node", "message"),
     [
         ({"head": HEAD}, "model: give the backbone once: as 'architecture' or as 'backbone'"),
-        ({"head": HEAD, "architecture": TINY, "backbone": TINY}, "model: give the backbone once: as 'architecture' or"),
+        (
+            {"head": HEAD, "architecture": TINY, "backbone": TINY},
+            "model.backbone: give the backbone once: as 'architecture' or",
+        ),
         (
             {"head": {**HEAD, "in_channels": 8}, "architecture": TINY},
-            "model: head.in_channels is 8, but the backbone gives 16 features",
+            "model.head: in_channels of the head is 8, but the backbone gives 16 features",
         ),
         (
             {"head": {**HEAD, "in_channels": [16]}, "architecture": TINY},
-            "model: head.in_channels is (16,), but the backbone gives 16 features",
+            "model.head: in_channels of the head is (16,), but the backbone gives 16 features",
         ),
         (
             {"head": HEAD, "architecture": {**TINY, "num_heads": 3}},
-            "model.architecture: embed_dim 16 is not a multiple",
+            "model.architecture.embed_dim: embed_dim 16 is not a multiple",
         ),
     ],
 )

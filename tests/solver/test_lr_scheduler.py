@@ -115,19 +115,22 @@ def test_a_schedule_continues_from_its_state(node, done):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"warmup_steps": 0}, "lr_scheduler: warmup_steps must be at least 1, not 0"),
-        ({"start_lr": 0.1}, "lr_scheduler: start_lr 0.1 must be below end_lr 0.0005"),
-        ({"start_lr": 0.0005}, "lr_scheduler: start_lr 0.0005 must be below end_lr 0.0005"),
+        ({"warmup_steps": 0}, "lr_scheduler.warmup_steps: warmup_steps must be at least 1, not 0"),
+        ({"start_lr": 0.1}, "lr_scheduler.start_lr: start_lr 0.1 must be below end_lr 0.0005"),
+        ({"start_lr": 0.0005}, "lr_scheduler.start_lr: start_lr 0.0005 must be below end_lr 0.0005"),
         ({"start_lr": -0.1}, "lr_scheduler: Invalid learning rate: -0.1"),
-        ({"learning_rate": {**COSINE, "T_max": 0}}, "lr_scheduler.learning_rate: T_max must be at least 1, not 0"),
+        (
+            {"learning_rate": {**COSINE, "T_max": 0}},
+            "lr_scheduler.learning_rate.T_max: T_max must be at least 1, not 0",
+        ),
         ({"learning_rate": {**COSINE, "learning_rate": -1}}, "lr_scheduler.learning_rate: Invalid learning rate: -1"),
         (
             {"learning_rate": {"name": "MultiStepDecay", "learning_rate": 1, "milestones": [3, 2]}},
-            "lr_scheduler.learning_rate: The elements of milestones must be incremented",
+            "lr_scheduler.learning_rate.milestones: The elements of milestones must be incremented",
         ),
         (
             {"learning_rate": {"name": "MultiStepDecay", "learning_rate": 1, "milestones": [3], "gamma": 1.5}},
-            "lr_scheduler.learning_rate: gamma should be < 1.0",
+            "lr_scheduler.learning_rate.gamma: gamma should be < 1.0",
         ),
     ],
 )

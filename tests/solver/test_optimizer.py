@@ -202,4 +202,4 @@ def test_frozen_parameters_stay(tiny_model):
 def test_arguments_out_of_range_are_refused(arguments, message):
     with pytest.raises(ConfigError) as caught:
         build(Model(), **arguments)
-    assert str(caught.value).startswith(f"optimizer: {message}")
+    assert str(caught.value).startswith(f"optimizer.{next(iter(arguments))}: {message}")

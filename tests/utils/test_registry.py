@@ -114,8 +114,8 @@ def test_building_changes_nothing_in_the_node():
     assert node == before
 
 
-def test_a_value_out_of_range_gets_the_path_of_its_node():
-    with pytest.raises(ConfigError, match=r"^tree\.leaves\.1: size must not be negative, but is -1$"):
+def test_a_value_out_of_range_gets_the_path_of_the_key_that_the_message_names():
+    with pytest.raises(ConfigError, match=r"^tree\.leaves\.1\.size: size must not be negative, but is -1$"):
         TREES.build({"leaves": [LEAF, {**LEAF, "size": -1}]}, "tree")
 
 
