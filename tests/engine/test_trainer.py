@@ -182,6 +182,12 @@ def test_evaluation_before_training_counts_as_epoch_0(tmp_path, capsys):
     assert capsys.readouterr().out.count("start evaluate on epoch 1 ..") == 2  # PASSL says 1 for both
 
 
+def test_a_resumed_run_does_not_evaluate_before_training_again(tmp_path):
+    tiny_run(tmp_path, "custom_config.0.init_eval=true", "epochs=1")
+    tiny_run(tmp_path, "custom_config.0.init_eval=true", resume_from="auto")
+    assert [line["epoch"] for line in json_lines(tmp_path / "out") if line["mode"] == "val"] == [0, 1, 2]
+
+
 def test_a_data_set_smaller_than_one_batch_is_refused(tmp_path):
     with pytest.raises(DataError, match="24 images do not fill one batch of 32: use a smaller batch_size"):
         tiny_trainer(tmp_path, "dataloader.train.sampler.batch_size=32")
