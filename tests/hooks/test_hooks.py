@@ -180,6 +180,20 @@ class TestLogHook:
             trainer.state.epoch += 1
         assert f"loss 8.0000e+00 ({average:.4e})" in messages(capsys)[-1]
 
+    def test_the_eta_is_for_the_iterations_that_are_left(self, monkeypatch, capsys):
+        setup_logger()
+        monkeypatch.setattr(log_hook, "time", clock(0, 1, 60, 61, 120, 121, 180))
+        trainer, hook = run_of(3, 1), LogHook(interval=1)
+        hook.run_begin(trainer)
+        hook.train_epoch_begin(trainer)
+        for _ in range(3):
+            finish_iteration(trainer, hook, loss=1.0)
+        assert [re.search("eta: ([^,]+),", line).group(1) for line in messages(capsys)] == [
+            "0:02:00",
+            "0:01:00",
+            "0:00:00",
+        ]
+
     def test_the_time_of_an_evaluation_does_not_count(self, monkeypatch, capsys):
         setup_logger()
         monkeypatch.setattr(log_hook, "time", clock(0, 1, 2, 1000, 1001, 1002))
