@@ -40,7 +40,7 @@ $(VENV)/installed: setup.py
 		{ echo "error: $(PYTHON) is older than Python 3.9; name another: make PYTHON=python3.11 ..."; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || \
 		{ echo "error: $(PYTHON) cannot make environments (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
-	@echo "installing Paddle and what else is needed into $(VENV) (about 300 MB, a minute or two) ..."
+	@echo "installing Paddle and what else is needed into $(VENV) (1.2 GB on the disk, a minute or two) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e . || \
 		{ echo "error: installing failed; Paddle has wheels for Python 3.9 to 3.13, this is $$($(PYTHON) --version)"; exit 1; }
 	@touch $@
