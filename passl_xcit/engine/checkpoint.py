@@ -14,7 +14,7 @@ import paddle
 
 from passl_xcit.modeling.checkpoint_formats import read_file, state_dict_of, write_file
 from passl_xcit.modeling.weights import set_weights
-from passl_xcit.utils.errors import WeightsError
+from passl_xcit.utils.errors import CheckpointError
 from passl_xcit.utils.logger import TRAINER, get_logger
 
 logger = get_logger(TRAINER)
@@ -45,16 +45,16 @@ def resume(path, trainer):
     """Put the state in the file `path` into `trainer`, so that it goes on as if it had never stopped.
 
     Raises:
-        WeightsError: if the file cannot be read, has no optimizer state, does not fit the model, or was written by
+        CheckpointError: if the file cannot be read, has no optimizer state, does not fit the model, or was written by
             a run with another seed, batch size or number of iterations an epoch.
     """
     tree = read_file(path)
     missing = [key for key in STATE if tree.get(key) is None]
     if missing:
-        raise WeightsError(f"{path}: no training state to resume ({', '.join(missing)}); --load takes its weights")
+        raise CheckpointError(f"{path}: no training state to resume ({', '.join(missing)}); --load takes its weights")
     for key, value in trainer.identity().items():
         if tree.get(key) != value:
-            raise WeightsError(
+            raise CheckpointError(
                 f"{path}: was written with {key} {tree.get(key)}, this run has {value}: "
                 "resume with the settings it was started with, or start anew with --load"
             )
@@ -70,18 +70,18 @@ def resume(path, trainer):
 
 
 def _check_state(tree, iters_per_epoch, path):
-    """Raise WeightsError unless the counters of a checkpoint are numbers that belong together."""
+    """Raise CheckpointError unless the counters of a checkpoint are numbers that belong together."""
     counters = [tree[key] for key in ("epoch", "iter", "samples")]
     if not all(type(counter) is int and counter >= 0 for counter in counters):
-        raise WeightsError(f"{path}: epoch, iter and samples are {counters}, expected three whole numbers")
+        raise CheckpointError(f"{path}: epoch, iter and samples are {counters}, expected three whole numbers")
     if not 0 <= tree["iter"] - tree["epoch"] * iters_per_epoch <= iters_per_epoch:
-        raise WeightsError(f"{path}: {tree['iter']} iterations are not {tree['epoch']} epochs of {iters_per_epoch}")
+        raise CheckpointError(f"{path}: {tree['iter']} iterations are not {tree['epoch']} epochs of {iters_per_epoch}")
     if not isinstance(tree["best"], dict) or not all(
         isinstance(value, (int, float)) for value in tree["best"].values()
     ):
-        raise WeightsError(f"{path}: its best evaluation is {tree['best']!r}, expected numbers")
+        raise CheckpointError(f"{path}: its best evaluation is {tree['best']!r}, expected numbers")
     if not isinstance(tree["optimizer"], dict) or not isinstance(tree["lr_scheduler"], dict):
-        raise WeightsError(f"{path}: the state of its optimizer or schedule is not one of ours")
+        raise CheckpointError(f"{path}: the state of its optimizer or schedule is not one of ours")
 
 
 def resume_newest(folder, trainer):
@@ -91,19 +91,19 @@ def resume_newest(folder, trainer):
         The path, or None where there is no checkpoint at all.
 
     Raises:
-        WeightsError: if there are checkpoints, but none that can be read.
+        CheckpointError: if there are checkpoints, but none that can be read.
     """
     paths = checkpoints_in(folder)
     for path in paths:
         try:
             state_dict_of(read_file(path), str(path))
-        except WeightsError as error:
+        except CheckpointError as error:
             logger.warning(f"{error}; trying the checkpoint before it")
             continue
         resume(path, trainer)
         return path
     if paths:
-        raise WeightsError(f"{folder}: none of its {len(paths)} checkpoints can be read")
+        raise CheckpointError(f"{folder}: none of its {len(paths)} checkpoints can be read")
     logger.info(f"no checkpoint in {folder}: starting from the beginning")
     return None
 
@@ -139,15 +139,15 @@ def optimizer_arrays(optimizer, model):
 
 
 def set_optimizer_arrays(optimizer, model, arrays, source):
-    """Copy what `optimizer_arrays` returned into `optimizer`; WeightsError unless every entry fits."""
+    """Copy what `optimizer_arrays` returned into `optimizer`; CheckpointError unless every entry fits."""
     _make_accumulators(optimizer, model)
     accumulators = _accumulators(optimizer, model)
     if set(arrays) != set(accumulators):
         wrong = sorted(set(arrays) ^ set(accumulators))
-        raise WeightsError(f"{source}: its optimizer state is that of another model or optimizer; differs: {wrong[:3]}")
+        raise CheckpointError(f"{source}: its optimizer state is that of another model or optimizer; differs: {wrong[:3]}")
     for name, tensor in accumulators.items():
         if np.size(arrays[name]) != tensor.size:
-            raise WeightsError(f"{source}: {name} has {np.size(arrays[name])} values, the optimizer's {tensor.size}")
+            raise CheckpointError(f"{source}: {name} has {np.size(arrays[name])} values, the optimizer's {tensor.size}")
         tensor.set_value(np.asarray(arrays[name]).reshape(tensor.shape))
 
 

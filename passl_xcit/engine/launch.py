@@ -12,7 +12,7 @@ from passl_xcit.modeling.weights import load_weights
 from passl_xcit.utils import dist
 from passl_xcit.utils.config import load_config
 from passl_xcit.utils.device import current_place, select_device
-from passl_xcit.utils.errors import ConfigError, WeightsError
+from passl_xcit.utils.errors import ConfigError, CheckpointError
 from passl_xcit.utils.logger import TRAINER, get_logger, log_to_folder, setup_logger
 
 logger = get_logger(TRAINER)
@@ -82,7 +82,7 @@ def _check_options(load, resume_from, evaluate_only, distribute):
         raise ConfigError(f"--resume and {other} cannot go together: --resume takes weights and training state")
     for option, path in (("--load", load), ("--resume", None if resume_from == "auto" else resume_from)):
         if path and not Path(path).exists():
-            raise WeightsError(f"{option} {path}: there is no such file")
+            raise CheckpointError(f"{option} {path}: there is no such file")
     processes = dist.launched_processes()
     if distribute is True and processes == 1:
         raise ConfigError("--distribute True: start with `python -m paddle.distributed.launch tools/train.py ...`")

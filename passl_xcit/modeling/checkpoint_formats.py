@@ -14,7 +14,7 @@ from typing import Callable, NamedTuple, Optional
 import numpy as np
 
 from passl_xcit.modeling import safe_pickle
-from passl_xcit.utils.errors import WeightsError
+from passl_xcit.utils.errors import CheckpointError
 
 HEAD_BYTES = 512
 DIGEST = "digest"
@@ -65,12 +65,12 @@ def read_file(path, limit=8 * 2**30):
         limit: bytes; a larger file is refused before it is read.
 
     Raises:
-        WeightsError: there is no such file, it is not a weight file, damaged, or holds more than plain data.
+        CheckpointError: there is no such file, it is not a weight file, damaged, or holds more than plain data.
     """
     data = _read_bytes(Path(path), limit)
     tree = _format_of(data, path).read(data, str(path))
     if not isinstance(tree, dict):
-        raise WeightsError(f"{path}: holds a {type(tree).__name__}, not a dict of weights")
+        raise CheckpointError(f"{path}: holds a {type(tree).__name__}, not a dict of weights")
     _check_digest(tree, path)
     return tree
 
@@ -80,16 +80,16 @@ def _read_bytes(path, limit):
         info = path.stat()
         if not stat.S_ISREG(info.st_mode):
             kind = "a folder" if stat.S_ISDIR(info.st_mode) else "not a regular file"
-            raise WeightsError(f"{path}: is {kind}; give the weight file itself")
+            raise CheckpointError(f"{path}: is {kind}; give the weight file itself")
         if info.st_size > limit:
-            raise WeightsError(f"{path}: has {info.st_size:,} bytes, more than the limit of {limit:,}")
+            raise CheckpointError(f"{path}: has {info.st_size:,} bytes, more than the limit of {limit:,}")
         data = path.read_bytes()
     except FileNotFoundError:
-        raise WeightsError(f"{path}: there is no such file{_nearest_files(path)}") from None
+        raise CheckpointError(f"{path}: there is no such file{_nearest_files(path)}") from None
     except OSError as error:
-        raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     if not data:
-        raise WeightsError(f"{path}: is empty; copy or download it again")
+        raise CheckpointError(f"{path}: is empty; copy or download it again")
     return data
 
 
@@ -105,9 +105,9 @@ def _format_of(data, path):
     head = data[:HEAD_BYTES]
     found = next((form for form in FORMATS if form.matches(head)), None)
     if found is None:
-        raise WeightsError(f"{path}: is not a weight file; it starts with {head[:16]!r}")
+        raise CheckpointError(f"{path}: is not a weight file; it starts with {head[:16]!r}")
     if found.read is None:
-        raise WeightsError(f"{path}: is {found.label}; {found.hint}")
+        raise CheckpointError(f"{path}: is {found.label}; {found.hint}")
     return found
 
 
@@ -129,7 +129,7 @@ def _check_digest(tree, path):
     except (TypeError, ValueError):
         right = False
     if not right:
-        raise WeightsError(f"{path}: is damaged: digest differs; use an older checkpoint or copy the file again")
+        raise CheckpointError(f"{path}: is damaged: digest differs; use an older checkpoint or copy the file again")
 
 
 def write_file(path, tree):
@@ -145,7 +145,7 @@ def write_file(path, tree):
 
     Raises:
         TypeError, ValueError: a value that cannot be stored; the text names its place in the tree.
-        WeightsError: the file cannot be written (disk full, read-only folder, ...).
+        CheckpointError: the file cannot be written (disk full, read-only folder, ...).
     """
     if DIGEST in tree:
         raise ValueError(f"{DIGEST}: this key is kept for the file's own digest")
@@ -159,7 +159,7 @@ def write_file(path, tree):
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise WeightsError(f"{path}: cannot be written: {error.strerror}") from error
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def _write_through(path, tree):
@@ -189,20 +189,20 @@ def state_dict_of(tree, name):
         {parameter name: numpy array}, in the file's order. A uint16 array is Paddle's bfloat16.
 
     Raises:
-        WeightsError: it is not a dict of named arrays, or some of them are not finite.
+        CheckpointError: it is not a dict of named arrays, or some of them are not finite.
     """
     tree = tree.get("state_dict", tree) if isinstance(tree, dict) else tree
     if not isinstance(tree, dict):
-        raise WeightsError(f"{name}: its state dict is a {type(tree).__name__}, not a dict of named arrays")
+        raise CheckpointError(f"{name}: its state dict is a {type(tree).__name__}, not a dict of named arrays")
     weights = {key: _array_of(value) for key, value in tree.items() if key != _PADDLE_NAME_TABLE}
     if not weights:
-        raise WeightsError(f"{name}: holds no weights")
+        raise CheckpointError(f"{name}: holds no weights")
     others = [key for key, value in weights.items() if not isinstance(key, str) or not isinstance(value, np.ndarray)]
     if others:
-        raise WeightsError(f"{name}: is not a dict of named arrays: see {_first(others)}")
+        raise CheckpointError(f"{name}: is not a dict of named arrays: see {_first(others)}")
     broken = [key for key, value in weights.items() if not _is_finite(value)]
     if broken:
-        raise WeightsError(f"{name}: holds non-finite values in {_first(broken)}")
+        raise CheckpointError(f"{name}: holds non-finite values in {_first(broken)}")
     return weights
 
 

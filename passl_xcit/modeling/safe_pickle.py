@@ -13,7 +13,7 @@ from math import prod
 
 import numpy as np
 
-from passl_xcit.utils.errors import WeightsError
+from passl_xcit.utils.errors import CheckpointError
 from passl_xcit.utils.registry import join
 
 MAX_OPCODES = 1_000_000
@@ -44,7 +44,7 @@ def loads(data, name):
         arrays and scalars of the types in `DTYPES`. An array is writable and owns its memory.
 
     Raises:
-        WeightsError: the bytes are damaged, or ask for anything but such data.
+        CheckpointError: the bytes are damaged, or ask for anything but such data.
     """
     return _Machine(data, name).run()
 
@@ -142,7 +142,7 @@ class _Machine:
         raise self.unwanted("holds a class, a function or an array without data")
 
     def error(self, reason, hint):
-        return WeightsError(f"{self.name}: {reason}; {hint}")
+        return CheckpointError(f"{self.name}: {reason}; {hint}")
 
     def damaged(self, reason):
         return self.error(reason, "the file is damaged: copy or download it again")
@@ -260,7 +260,7 @@ class _Machine:
         if type(module) is not str or type(name) is not str:
             raise self.damaged("names a global by something that is not text")
         if name == "eval" and module in ("builtins", "__builtin__"):
-            raise WeightsError(f"{self.name}: {_CALL_EVAL}")
+            raise CheckpointError(f"{self.name}: {_CALL_EVAL}")
         if (module, name) not in _GLOBALS:
             raise self.unwanted(f"asks for {_short(f'{module}.{name}')}, which is not plain data")
         self.push(_GLOBALS[module, name])

@@ -3,7 +3,7 @@
 import numpy as np
 
 from passl_xcit.modeling.checkpoint_formats import read_file, state_dict_of, write_file
-from passl_xcit.utils.errors import WeightsError
+from passl_xcit.utils.errors import CheckpointError
 
 LINES_SHOWN = 8
 
@@ -12,19 +12,19 @@ def load_weights(model, path):
     """Read the weight file or training checkpoint `path` into `model`.
 
     Raises:
-        WeightsError: if the file cannot be read, or names or shapes differ; the model is then unchanged.
+        CheckpointError: if the file cannot be read, or names or shapes differ; the model is then unchanged.
     """
     set_weights(model, state_dict_of(read_file(path), str(path)), path)
 
 
 def set_weights(model, arrays, source):
-    """Copy `arrays`, {name: ndarray}, into the parameters and buffers of `model`; WeightsError unless all fit."""
+    """Copy `arrays`, {name: ndarray}, into the parameters and buffers of `model`; CheckpointError unless all fit."""
     targets = model.state_dict()
     have = {name: list(array.shape) for name, array in arrays.items()}
     want = {name: list(tensor.shape) for name, tensor in targets.items()}
     differences = explain(have, want)
     if differences:
-        raise WeightsError(f"{source} does not fit the model, which is left as it was:\n" + "\n".join(differences))
+        raise CheckpointError(f"{source} does not fit the model, which is left as it was:\n" + "\n".join(differences))
     for name, tensor in targets.items():
         tensor.set_value(_as_type_of(tensor, arrays[name]).reshape(tensor.shape))
 
@@ -33,13 +33,13 @@ def extract_weights(checkpoint, output, prefix="", remove_prefix=False):
     """Write the weights of `checkpoint` whose names begin with `prefix.` to the file `output`; returns their number.
 
     Raises:
-        WeightsError: if a file cannot be read or written, or no name begins so.
+        CheckpointError: if a file cannot be read or written, or no name begins so.
     """
     arrays = state_dict_of(read_file(checkpoint), str(checkpoint))
     start = f"{prefix}." if prefix else ""
     chosen = {name: array for name, array in arrays.items() if name.startswith(start)}
     if not chosen:
-        raise WeightsError(f"{checkpoint}: no name begins with '{start}'; the first is '{next(iter(arrays))}'")
+        raise CheckpointError(f"{checkpoint}: no name begins with '{start}'; the first is '{next(iter(arrays))}'")
     write_file(output, {name[len(start) :] if remove_prefix else name: array for name, array in chosen.items()})
     return len(chosen)
 

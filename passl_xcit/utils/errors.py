@@ -25,7 +25,7 @@ class DataError(UserError):
     """A folder, list file or image that cannot be used."""
 
 
-class WeightsError(UserError):
+class CheckpointError(UserError):
     """A weight file or checkpoint that cannot be read, or that does not fit the model."""
 
 

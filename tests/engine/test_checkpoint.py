@@ -17,7 +17,7 @@ from tiny_run import json_lines, start, tiny_file, tiny_run, tiny_trainer
 from passl_xcit.engine.checkpoint import link_checkpoint, optimizer_arrays, resume, resume_newest, save_checkpoint
 from passl_xcit.hooks.checkpoint_hook import CheckpointHook
 from passl_xcit.modeling.checkpoint_formats import read_file, write_file
-from passl_xcit.utils.errors import WeightsError
+from passl_xcit.utils.errors import CheckpointError
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ class TestContent:
         latest = tmp_path / "out" / "latest.pdparams"
         assert read_file(latest)["optimizer"] is None
         assert tiny_run(tmp_path, load=latest, evaluate_only=True)["acc1"] == read_file(latest)["best"]["acc1"]
-        with pytest.raises(WeightsError, match=r"no training state to resume \(optimizer, lr_scheduler\); --load"):
+        with pytest.raises(CheckpointError, match=r"no training state to resume \(optimizer, lr_scheduler\); --load"):
             tiny_run(tmp_path, resume_from=latest)
 
     def test_a_full_disk_leaves_the_checkpoint_before_and_no_temporary_file(self, trained, monkeypatch):
@@ -103,7 +103,7 @@ class TestContent:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(os, "fsync", full)
-        with pytest.raises(WeightsError, match="epoch_2.pdparams: cannot be written: No space left on device"):
+        with pytest.raises(CheckpointError, match="epoch_2.pdparams: cannot be written: No space left on device"):
             save_checkpoint(folder / "epoch_2.pdparams", trainer)
         assert (folder / "epoch_2.pdparams").read_bytes() == before
         assert not list(folder.glob(".*"))
@@ -119,13 +119,13 @@ REFUSED = {  # override of the run that resumes, and what it is told
 class TestRefused:
     @pytest.mark.parametrize("override", REFUSED)
     def test_a_run_with_another(self, override, trained):
-        with pytest.raises(WeightsError, match=REFUSED[override]):
+        with pytest.raises(CheckpointError, match=REFUSED[override]):
             tiny_run(trained[1].parent, override, resume_from="auto")
 
     def test_another_batch_size_with_as_many_iterations(self, trained):
         trainer, folder = trained
         write_file(folder / "other.pdparams", {**tree_of(folder), "global_batch_size": 8})
-        with pytest.raises(WeightsError, match="was written with global_batch_size 8, this run has 4"):
+        with pytest.raises(CheckpointError, match="was written with global_batch_size 8, this run has 4"):
             resume(folder / "other.pdparams", trainer)
 
     def test_weights_alone(self, trained):
@@ -133,7 +133,7 @@ class TestRefused:
         weights = folder / "weights.pdparams"
         write_file(weights, tree_of(folder)["state_dict"])
         message = r"weights.pdparams: no training state to resume \(.*optimizer.*\); --load takes its weights"
-        with pytest.raises(WeightsError, match=message):
+        with pytest.raises(CheckpointError, match=message):
             resume(weights, trainer)
 
     @pytest.mark.parametrize("entry", ["epoch", "iter", "samples", "best", "lr_scheduler", "optimizer"])
@@ -142,7 +142,7 @@ class TestRefused:
         tree = tree_of(folder)
         del tree[entry]
         write_file(folder / "less.pdparams", tree)
-        with pytest.raises(WeightsError, match=rf"less.pdparams: no training state to resume \({entry}\)"):
+        with pytest.raises(CheckpointError, match=rf"less.pdparams: no training state to resume \({entry}\)"):
             resume(folder / "less.pdparams", trainer)
 
     def test_the_moments_of_another_optimizer(self, trained):
@@ -153,7 +153,7 @@ class TestRefused:
         message = (
             r"another model or optimizer; differs: \['head.fc_cls.weight/moment1', 'head.fc_cls.weight/velocity'\]"
         )
-        with pytest.raises(WeightsError, match=message):
+        with pytest.raises(CheckpointError, match=message):
             resume(folder / "sgd.pdparams", trainer)
 
 
@@ -189,7 +189,7 @@ class TestResumeAuto:
         for path in folder.glob("*.pdparams"):
             path.write_bytes(path.read_bytes()[:100])
         lines = (folder / "log.jsonl").read_text()
-        with pytest.raises(WeightsError, match=rf"{folder}: none of its 2 checkpoints can be read"):
+        with pytest.raises(CheckpointError, match=rf"{folder}: none of its 2 checkpoints can be read"):
             tiny_run(folder.parent, resume_from="auto")
         assert (folder / "log.jsonl").read_text() == lines
 

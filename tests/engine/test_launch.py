@@ -15,7 +15,7 @@ from tiny_run import tiny_file, tiny_run
 from passl_xcit.datasets.imagenet import ImageNet
 from passl_xcit.engine import builder, launch
 from passl_xcit.modeling.checkpoint_formats import read_file, write_file
-from passl_xcit.utils.errors import ConfigError, UserError, WeightsError
+from passl_xcit.utils.errors import ConfigError, UserError, CheckpointError
 
 
 @pytest.fixture
@@ -160,11 +160,11 @@ class TestRefused:
     @pytest.mark.parametrize("evaluate_only", [True, False])
     def test_a_weight_file_that_is_not_there(self, evaluate_only, tmp_path, monkeypatch):
         forbid(monkeypatch, "build_model", "build_loader")
-        with pytest.raises(WeightsError, match=r"--load /nowhere.pdparams: there is no such file"):
+        with pytest.raises(CheckpointError, match=r"--load /nowhere.pdparams: there is no such file"):
             tiny_run(tmp_path, load="/nowhere.pdparams", evaluate_only=evaluate_only)
 
     def test_a_checkpoint_that_is_not_there(self, tmp_path):
-        with pytest.raises(WeightsError, match=r"--resume /nowhere.pdparams: there is no such file"):
+        with pytest.raises(CheckpointError, match=r"--resume /nowhere.pdparams: there is no such file"):
             tiny_run(tmp_path, resume_from="/nowhere.pdparams")
 
     @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ class TestLoad:
         arrays["head.fc_cls.bias"] = arrays["head.fc_cls.bias"][:2]
         write_file(tmp_path / "other.pdparams", arrays)
         models = []
-        with pytest.raises(WeightsError) as caught, pytest.MonkeyPatch.context() as patch:
+        with pytest.raises(CheckpointError) as caught, pytest.MonkeyPatch.context() as patch:
             patch.setattr(launch, "load_weights", keeping_the_model(launch.load_weights, models))
             tiny_run(tmp_path, load=tmp_path / "other.pdparams", evaluate_only=True)
         assert str(caught.value).splitlines() == [

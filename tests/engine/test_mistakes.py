@@ -14,7 +14,7 @@ from tiny_run import tiny_config, tiny_run, tiny_trainer
 
 from passl_xcit.engine import builder
 from passl_xcit.modeling.checkpoint_formats import read_file, write_file
-from passl_xcit.utils.errors import ConfigError, DataError, TrainingError, WeightsError, exit_with_one_line
+from passl_xcit.utils.errors import ConfigError, DataError, TrainingError, CheckpointError, exit_with_one_line
 
 
 def message(error, *arguments, **options):
@@ -69,7 +69,7 @@ class TestResume:
     def test_with_another_learning_rate_is_refused(self, tmp_path):
         tiny_run(tmp_path, "epochs=1")
         checkpoint = tmp_path / "out" / "epoch_1.pdparams"
-        text = message(WeightsError, tmp_path, "lr_scheduler.end_lr=0.01", resume_from=checkpoint)
+        text = message(CheckpointError, tmp_path, "lr_scheduler.end_lr=0.01", resume_from=checkpoint)
         assert "was written with lr_scheduler_config" in text and '"end_lr": 0.01' in text
 
     def test_of_a_finished_run_says_that_nothing_is_left(self, tmp_path, capsys):
@@ -95,7 +95,7 @@ class TestResume:
         tiny_run(tmp_path, "epochs=1")
         path = tmp_path / "odd.pdparams"
         write_file(path, {**read_file(tmp_path / "out" / "epoch_1.pdparams"), **entry})
-        assert text in message(WeightsError, tmp_path, resume_from=path)
+        assert text in message(CheckpointError, tmp_path, resume_from=path)
 
 
 class TestFolders:

@@ -18,7 +18,7 @@ from test_safe_pickle import KEYS, STORED, same
 
 from passl_xcit.modeling import checkpoint_formats, safe_pickle
 from passl_xcit.modeling.checkpoint_formats import FORMATS, digest_of, read_file, state_dict_of, write_file
-from passl_xcit.utils.errors import WeightsError
+from passl_xcit.utils.errors import CheckpointError
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,7 +55,7 @@ def saved(tmp_path):
 
 
 def refusal(path, **options):
-    with pytest.raises(WeightsError) as caught:
+    with pytest.raises(CheckpointError) as caught:
         read_file(path, **options)
     message = str(caught.value)
     assert message.startswith(f"{path}: ") and "\n" not in message
@@ -276,7 +276,7 @@ def test_no_single_flipped_bit_changes_what_is_read(step, saved):
         saved.write_bytes(damaged)
         try:
             tree = read_file(saved)
-        except WeightsError:
+        except CheckpointError:
             continue
         silent += 1
         assert same(tree, expected)
@@ -337,7 +337,7 @@ def test_a_value_that_cannot_be_stored_leaves_nothing_behind(saved):
 
 
 def refused_write(path, tree):
-    with pytest.raises(WeightsError) as caught:
+    with pytest.raises(CheckpointError) as caught:
         write_file(path, tree)
     return str(caught.value)
 
@@ -461,7 +461,7 @@ def test_paddle_s_names_are_taken_off_and_its_table_dropped():
     ],
 )
 def test_what_is_not_a_dict_of_finite_named_arrays_is_refused(tree, message):
-    with pytest.raises(WeightsError) as caught:
+    with pytest.raises(CheckpointError) as caught:
         state_dict_of(tree, "weights.pdparams")
     assert str(caught.value) == f"weights.pdparams: {message}"
 

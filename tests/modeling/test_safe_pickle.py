@@ -22,7 +22,7 @@ from hypothesis.extra import numpy as hnp
 
 from passl_xcit.modeling import safe_pickle
 from passl_xcit.modeling.safe_pickle import DTYPES, dump, loads
-from passl_xcit.utils.errors import WeightsError
+from passl_xcit.utils.errors import CheckpointError
 
 NAME = "evil.pdparams"
 CPU_SECONDS = 3
@@ -90,7 +90,7 @@ def array(sizes=TWO, kind=None, order=b"\x89", content=EIGHT_BYTES, version=VERS
 def refusal(data):
     """The text of the error; it has to be one line, and soon."""
     start = time.process_time()
-    with pytest.raises(WeightsError) as caught:
+    with pytest.raises(CheckpointError) as caught:
         loads(data, NAME)
     assert time.process_time() - start < CPU_SECONDS
     message = str(caught.value)
@@ -625,7 +625,7 @@ def read_or_refuse(data):
         warnings.simplefilter("error")
         try:
             loads(data, NAME)
-        except WeightsError:
+        except CheckpointError:
             return False
     return True
 

@@ -8,7 +8,7 @@ import pytest
 
 from passl_xcit.modeling.checkpoint_formats import write_file
 from passl_xcit.modeling.weights import LINES_SHOWN, explain, load_weights, set_weights
-from passl_xcit.utils.errors import WeightsError
+from passl_xcit.utils.errors import CheckpointError
 
 
 def arrays_of(model):
@@ -24,7 +24,7 @@ def digest(model):
 
 def refusal(model, arrays):
     before = digest(model)
-    with pytest.raises(WeightsError) as caught:
+    with pytest.raises(CheckpointError) as caught:
         set_weights(model, arrays, "w.pdparams")
     assert digest(model) == before
     first, *lines = str(caught.value).splitlines()
@@ -152,7 +152,7 @@ def test_what_is_not_finite_is_refused_before_anything_is_changed(tiny_model, tm
     arrays["head.fc_cls.bias"][1] = np.nan
     write_file(tmp_path / "w.pdparams", arrays)
     before = digest(model)
-    with pytest.raises(WeightsError, match="w.pdparams: holds non-finite values in 'head.fc_cls.bias'"):
+    with pytest.raises(CheckpointError, match="w.pdparams: holds non-finite values in 'head.fc_cls.bias'"):
         load_weights(model, tmp_path / "w.pdparams")
     assert digest(model) == before
 

@@ -9,7 +9,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from passl_xcit.modeling.checkpoint_formats import read_file, write_file
-from passl_xcit.utils.errors import WeightsError
+from passl_xcit.utils.errors import CheckpointError
 from tools.extract_weight import main
 
 WEIGHTS = {"backbone.norm.weight": np.arange(3.0), "backbones.x": np.ones(2), "head.fc_cls.bias": np.zeros(4)}
@@ -43,11 +43,11 @@ def test_only_the_named_part_is_written(checkpoint, tmp_path, flags, names, caps
 
 def test_a_prefix_that_names_nothing_is_refused_and_writes_nothing(checkpoint, tmp_path):
     output = tmp_path / "weights.pdparams"
-    with pytest.raises(WeightsError, match="no name begins with 'Student.'; the first is 'backbone.norm.weight'"):
+    with pytest.raises(CheckpointError, match="no name begins with 'Student.'; the first is 'backbone.norm.weight'"):
         main([str(checkpoint), "--output", str(output), "--prefix", "Student"])
     assert not output.exists()
 
 
 def test_a_missing_checkpoint_is_refused(tmp_path):
-    with pytest.raises(WeightsError, match="no such file"):
+    with pytest.raises(CheckpointError, match="no such file"):
         main([str(tmp_path / "epoch_1.pdparams"), "--output", str(tmp_path / "weights.pdparams")])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from passl_xcit.utils.errors import ConfigError, DataError, UserError, WeightsError, exit_with_one_line
+from passl_xcit.utils.errors import ConfigError, DataError, UserError, CheckpointError, exit_with_one_line
 
 
 def raising(error):
@@ -18,7 +18,7 @@ def raising(error):
         (ConfigError("must be at least 1", "epochs"), 2, "error: epochs: must be at least 1\n"),
         (ConfigError("no such file"), 2, "error: no such file\n"),
         (DataError("a.jpg: damaged"), 1, "error: a.jpg: damaged\n"),
-        (WeightsError("w.pdparams: damaged"), 1, "error: w.pdparams: damaged\n"),
+        (CheckpointError("w.pdparams: damaged"), 1, "error: w.pdparams: damaged\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )
