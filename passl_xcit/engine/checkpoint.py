@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import paddle
 
-from passl_xcit.modeling.checkpoint_formats import read_file, state_dict_of, write_file
+from passl_xcit.modeling.checkpoint_formats import read_file, write_file
+from passl_xcit.modeling.state_dict import state_dict_of
 from passl_xcit.modeling.weights import set_weights
 from passl_xcit.utils.errors import CheckpointError
 from passl_xcit.utils.logger import TRAINER, get_logger
@@ -144,7 +145,8 @@ def set_optimizer_arrays(optimizer, model, arrays, source):
     accumulators = _accumulators(optimizer, model)
     if set(arrays) != set(accumulators):
         wrong = sorted(set(arrays) ^ set(accumulators))
-        raise CheckpointError(f"{source}: its optimizer state is that of another model or optimizer; differs: {wrong[:3]}")
+        what = f"its optimizer state is that of another model or optimizer; differs: {wrong[:3]}"
+        raise CheckpointError(f"{source}: {what}")
     for name, tensor in accumulators.items():
         if np.size(arrays[name]) != tensor.size:
             raise CheckpointError(f"{source}: {name} has {np.size(arrays[name])} values, the optimizer's {tensor.size}")

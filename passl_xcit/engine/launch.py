@@ -12,7 +12,7 @@ from passl_xcit.modeling.weights import load_weights
 from passl_xcit.utils import dist
 from passl_xcit.utils.config import load_config
 from passl_xcit.utils.device import current_place, select_device
-from passl_xcit.utils.errors import ConfigError, CheckpointError
+from passl_xcit.utils.errors import CheckpointError, ConfigError
 from passl_xcit.utils.logger import TRAINER, get_logger, log_to_folder, setup_logger
 
 logger = get_logger(TRAINER)

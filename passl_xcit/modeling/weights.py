@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from passl_xcit.modeling.checkpoint_formats import read_file, state_dict_of, write_file
+from passl_xcit.modeling.checkpoint_formats import read_file, write_file
+from passl_xcit.modeling.state_dict import state_dict_of
 from passl_xcit.utils.errors import CheckpointError
 
 LINES_SHOWN = 8

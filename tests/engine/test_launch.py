@@ -15,7 +15,7 @@ from tiny_run import tiny_file, tiny_run
 from passl_xcit.datasets.imagenet import ImageNet
 from passl_xcit.engine import builder, launch
 from passl_xcit.modeling.checkpoint_formats import read_file, write_file
-from passl_xcit.utils.errors import ConfigError, UserError, CheckpointError
+from passl_xcit.utils.errors import CheckpointError, ConfigError, UserError
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from tiny_run import tiny_config, tiny_run, tiny_trainer
 
 from passl_xcit.engine import builder
 from passl_xcit.modeling.checkpoint_formats import read_file, write_file
-from passl_xcit.utils.errors import ConfigError, DataError, TrainingError, CheckpointError, exit_with_one_line
+from passl_xcit.utils.errors import CheckpointError, ConfigError, DataError, TrainingError, exit_with_one_line
 
 
 def message(error, *arguments, **options):

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from test_safe_pickle import KEYS, STORED, same
 
 from passl_xcit.modeling import checkpoint_formats, safe_pickle
-from passl_xcit.modeling.checkpoint_formats import FORMATS, digest_of, read_file, state_dict_of, write_file
+from passl_xcit.modeling.checkpoint_formats import FORMATS, digest_of, read_file, write_file
+from passl_xcit.modeling.state_dict import state_dict_of
 from passl_xcit.utils.errors import CheckpointError
 
 ROOT = Path(__file__).parents[2]

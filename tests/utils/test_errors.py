@@ -2,7 +2,7 @@
 
 import pytest
 
-from passl_xcit.utils.errors import ConfigError, DataError, UserError, CheckpointError, exit_with_one_line
+from passl_xcit.utils.errors import CheckpointError, ConfigError, DataError, UserError, exit_with_one_line
 
 
 def raising(error):
