@@ -4,7 +4,10 @@ from typing import Optional
 
 from paddle import nn
 
+from passl_xcit.utils.errors import ConfigError
 from passl_xcit.utils.registry import BACKBONES, HEADS, MODELS
+
+MMPRETRAIN_STAGES = ("backbone", "neck", "pre_logits")
 
 
 class Classification(nn.Layer):
@@ -42,6 +45,28 @@ class Classification(nn.Layer):
     def forward(self, images):
         """images [B, in_chans, H, W] -> logits [B, K]"""
         return self.head(self.backbone(images))
+
+    def extract_feat(self, images, stage="neck"):
+        """Features of images [B, in_chans, H, W] before the classifier, by a stage of the backbone or of mmpretrain.
+
+        Args:
+            stage: one of `model.backbone.stages`, such as "cls_token" [B, C], "patch_tokens" [B, N, C],
+                "feature_map" [B, C, H, W] or "block_0" (CrossViT gives a tuple, one for a branch); or mmpretrain's
+                "backbone", a tuple of what the backbone gives, "neck", a tuple of that pooled, and "pre_logits", what
+                the classifier's linear layer gets.
+
+        Raises:
+            ConfigError: for a stage that the backbone does not have; the text names the nearest.
+        """
+        if stage not in MMPRETRAIN_STAGES:
+            try:
+                return self.backbone.extract(images, stage)
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
+        features = self.backbone(images)
+        if stage != "backbone":
+            features = self.head.pre_logits(features)
+        return features if stage == "pre_logits" or isinstance(features, tuple) else (features,)
 
     def train_iter(self, images, targets):
         """One training forward -> {"loss", "acc1", "acc5"}; targets int [B] or soft [B, K]."""

@@ -47,10 +47,17 @@ class SwinTransformerClsHead(nn.Layer):
 
     def forward(self, features):
         """features [B, C] (or [B, C, H, W] with `with_avg_pool`, or a tuple, one for a branch) -> logits [B, K]"""
+        features = self.pre_logits(features)
         if isinstance(self.in_channels, int):
-            return self.fc_cls(self._pool(features))
-        logits = [linear(self._pool(branch)) for linear, branch in zip(self.fc_cls, features)]
+            return self.fc_cls(features)
+        logits = [linear(branch) for linear, branch in zip(self.fc_cls, features)]
         return paddle.stack(logits).mean(axis=0)  # [r, B, K] -> [B, K]
+
+    def pre_logits(self, features):
+        """What the linear layer gets: [B, C], or a tuple of it, one for a branch."""
+        if isinstance(self.in_channels, int):
+            return self._pool(features)
+        return tuple(self._pool(branch) for branch in features)
 
     def _pool(self, features):
         if not self.with_avg_pool:

@@ -3,6 +3,7 @@
 import math
 
 import paddle
+import paddle.nn.functional as F
 from paddle import nn
 
 trunc_normal_ = nn.initializer.TruncatedNormal(std=0.02)
@@ -31,13 +32,32 @@ class DropPath(nn.Layer):
         return x * (kept / keep)
 
 
+class Gelu(nn.Layer):
+    """GELU by the error function or, where a model's `act` says so, by the tanh approximation (arXiv 1606.08415)."""
+
+    KINDS = ("gelu", "gelu_tanh")
+
+    def __init__(self, act="gelu"):
+        super().__init__()
+        self.set_act(act)
+
+    def set_act(self, act):
+        if act not in self.KINDS:
+            raise ValueError(f"act must be {' or '.join(self.KINDS)}, not {act!r}")
+        self.act = act
+
+    def forward(self, x):
+        """[...] -> [...]"""
+        return F.gelu(x, approximate=self.act == "gelu_tanh")
+
+
 class Mlp(nn.Layer):
-    """Linear, GELU (exact), Linear: [..., C] -> [..., C]."""
+    """Linear, GELU, Linear: [..., C] -> [..., C]."""
 
     def __init__(self, dim, hidden_dim, drop=0.0):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim)
-        self.act = nn.GELU()
+        self.act = Gelu()
         self.fc2 = nn.Linear(hidden_dim, dim)
         self.drop = nn.Dropout(drop)
 

@@ -16,7 +16,8 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from passl_xcit.modeling.layers import DropPath, Mlp, init_transformer_, parameter_filled, trunc_normal_
+from passl_xcit.modeling.backbones.backbone import Backbone
+from passl_xcit.modeling.layers import DropPath, Gelu, Mlp, init_transformer_, parameter_filled, trunc_normal_
 from passl_xcit.utils.errors import DataError
 from passl_xcit.utils.registry import BACKBONES
 
@@ -34,7 +35,7 @@ class ConvPatchEmbed(nn.Layer):
         layers = []
         for c_in, c_out in zip(widths, widths[1:]):
             conv = nn.Conv2D(c_in, c_out, 3, stride=2, padding=1, bias_attr=False)
-            layers += [nn.Sequential(conv, nn.BatchNorm2D(c_out)), nn.GELU()]
+            layers += [nn.Sequential(conv, nn.BatchNorm2D(c_out)), Gelu()]
         self.proj = nn.Sequential(*layers[:-1])
 
     def forward(self, images):
@@ -85,11 +86,12 @@ class XCA(nn.Layer):
     The paper normalises the columns of q and k and then takes their product. The product of the raw columns,
     divided by the outer product of their norms, is the same [d, d] matrix without a normalised copy of [N, C].
     The attention then multiplies the projection's weight, not the tokens: (v A) W = v (A W).
+    With `qk_norm` false nothing is normalised, as in MindCV.
     """
 
     def __init__(self, dim, num_heads, qkv_bias, attn_drop, proj_drop):
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.qk_norm = num_heads, True
         self.temperature = parameter_filled(self, [num_heads, 1, 1], 1.0)
         self.qkv = nn.Linear(dim, dim * 3, bias_attr=None if qkv_bias else False)
         self.attn_drop = nn.Dropout(attn_drop)
@@ -107,6 +109,8 @@ class XCA(nn.Layer):
     def attention(self, q, k):
         """q, k [B, N, C] -> [B, h, d, d]: row i weighs the channels of v that make output channel i."""
         gram = self._head_blocks(paddle.matmul(q, k, transpose_x=True))  # [B, h, d, d]
+        if not self.qk_norm:
+            return F.softmax(gram * self.temperature, axis=-1)
         q_norm = self._column_norms(q).unsqueeze(3)  # [B, h, d, 1]
         k_norm = self._column_norms(k).unsqueeze(2)  # [B, h, 1, d]
         return F.softmax(gram / (q_norm * k_norm) * self.temperature, axis=-1)
@@ -131,7 +135,7 @@ class LPI(nn.Layer):
     def __init__(self, dim):
         super().__init__()
         self.conv1 = nn.Conv2D(dim, dim, 3, padding=1, groups=dim)
-        self.act = nn.GELU()
+        self.act = Gelu()
         self.bn = nn.BatchNorm2D(dim)
         self.conv2 = nn.Conv2D(dim, dim, 3, padding=1, groups=dim)
 
@@ -219,7 +223,7 @@ class ClassAttentionBlock(nn.Layer):
         return paddle.concat([cls + self.gamma2 * self.mlp(cls), patches + patches], axis=1)
 
 
-class XCiT(nn.Layer):
+class XCiT(Backbone):
     """The backbone: images [B, in_chans, H * p, W * p] -> class token [B, C].
 
     Args:
@@ -235,11 +239,15 @@ class XCiT(nn.Layer):
         eta: initial LayerScale, 1.0 for depth 12 and 1e-5 for depth 24 in the paper.
         tokens_norm: LayerNorm 2 of class attention over all tokens (False only in the nano models).
         in_chans: channels of the images.
+        qk_norm: whether XCA normalises q and k, as the paper does; MindCV's weights need False.
+        act: "gelu" or, for MindCV's weights, "gelu_tanh".
 
     Raises:
         ValueError: for sizes that do not fit one another.
         DataError: in forward, for images with other channels or with sides that the patch size does not divide.
     """
+
+    MATHS = {"mindcv": {"qk_norm": False, "act": "gelu_tanh"}}
 
     def __init__(
         self,
@@ -256,6 +264,8 @@ class XCiT(nn.Layer):
         eta: float = 1.0,
         tokens_norm: bool = True,
         in_chans: int = 3,
+        qk_norm: bool = True,
+        act: str = "gelu",
     ):
         super().__init__()
         _check_sizes(patch_size, embed_dim, depth, num_heads, cls_attn_layers, in_chans)
@@ -275,6 +285,16 @@ class XCiT(nn.Layer):
         self.norm = nn.LayerNorm(embed_dim, epsilon=LAYER_NORM_EPS)
         self.cls_token = self.create_parameter([1, 1, embed_dim], default_initializer=trunc_normal_)
         self.apply(init_transformer_)
+        self._set_maths(qk_norm, act)
+        self.stages = ("cls_token", "patch_tokens", "feature_map", *(f"block_{index}" for index in range(depth)))
+
+    def _set_maths(self, qk_norm, act):
+        for layer in self.sublayers():
+            if isinstance(layer, XCA):
+                layer.qk_norm = qk_norm
+            elif isinstance(layer, Gelu):
+                layer.set_act(act)
+        self.qk_norm, self.act = qk_norm, act
 
     def no_weight_decay(self):
         """Names of the parameters of more than one dimension that the official recipe leaves undecayed.
@@ -284,17 +304,41 @@ class XCiT(nn.Layer):
         return {"cls_token"}
 
     def forward(self, images):
+        tokens = self._class_blocks(*self._embed(images))
+        return self.norm(tokens[:, 0])  # LayerNorm works token by token: the class token's is all that is used
+
+    def _extract(self, images, stage):
+        """block_i [B, N, C]; after the last norm cls_token [B, C], patch_tokens [B, N, C], feature_map [B, C, H, W]."""
+        x, grid = self._embed(images)
+        if stage.startswith("block_"):
+            return self._patch_blocks(x, grid, int(stage.removeprefix("block_")) + 1)
+        tokens = self.norm(self._class_blocks(x, grid))
+        if stage == "cls_token":
+            return tokens[:, 0]
+        patches = tokens[:, 1:]  # [B, N, C]
+        return patches if stage == "patch_tokens" else patches.transpose([0, 2, 1]).reshape([0, 0, *grid])
+
+    def _embed(self, images):
+        """images -> patch tokens [B, N, C] before the first block, and their grid (H, W)."""
         self._check_images(images)
-        grid = self.patch_embed(images)  # [B, C, H, W]
-        height, width = grid.shape[2:]
-        x = grid.flatten(2).transpose([0, 2, 1])  # [B, N, C]
-        x = self.pos_drop(x + self.pos_embeder(height, width))
-        for block in self.blocks:
-            x = block(x, height, width)
+        maps = self.patch_embed(images)  # [B, C, H, W]
+        height, width = maps.shape[2:]
+        x = maps.flatten(2).transpose([0, 2, 1])  # [B, N, C]
+        return self.pos_drop(x + self.pos_embeder(height, width)), (height, width)
+
+    def _patch_blocks(self, x, grid, count=None):
+        """[B, N, C] -> [B, N, C] after the first `count` XCA blocks, or after all."""
+        for block in self.blocks[:count]:
+            x = block(x, *grid)
+        return x
+
+    def _class_blocks(self, x, grid):
+        """[B, N, C] -> [B, M, C]: all XCA blocks, then those that the class token takes part in."""
+        x = self._patch_blocks(x, grid)
         x = paddle.concat([self.cls_token.expand([x.shape[0], -1, -1]), x], axis=1)  # [B, M, C]
         for block in self.cls_attn_blocks:
             x = block(x)
-        return self.norm(x[:, 0])  # LayerNorm works token by token: the class token's is all that is used
+        return x
 
     def _check_images(self, images):
         channels, height, width = images.shape[1:]
