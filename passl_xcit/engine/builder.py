@@ -16,7 +16,7 @@ from passl_xcit.engine.evaluator import Evaluator
 from passl_xcit.engine.trainer import Trainer, with_sync_batch_norm
 from passl_xcit.hooks import checkpoint_hook, evaluate_hook, log_hook, visual_hook  # noqa: F401
 from passl_xcit.modeling import architectures, heads  # noqa: F401
-from passl_xcit.modeling.backbones import xcit  # noqa: F401
+from passl_xcit.modeling.backbones import regnet, xcit  # noqa: F401
 from passl_xcit.solver import lr_scheduler, optimizer  # noqa: F401
 from passl_xcit.utils.dist import rank, world_size
 from passl_xcit.utils.errors import ConfigError, DataError
