@@ -342,7 +342,7 @@ def test_a_regnet_has_no_maths_options():
     assert RegNet.MATHS == model.maths == {}
     with pytest.raises(ValueError) as caught:
         model.set_maths(gram="tokens")
-    assert str(caught.value) == "RegNet has no maths options, so not 'gram' either"
+    assert str(caught.value) == "RegNet has one way to compute only, no 'gram'"
 
 
 # Errors.

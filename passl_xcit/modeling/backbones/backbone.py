@@ -14,6 +14,7 @@ class Backbone(nn.Layer):
     """
 
     MATHS = {}
+    HEAD = "SwinTransformerClsHead"  # what `create_model` puts on top
     stages = ()
 
     @property
@@ -27,17 +28,21 @@ class Backbone(nn.Layer):
         Raises:
             ValueError: for another argument, or a value that its constructor would refuse.
         """
+        kind = type(self).__name__
+        if options and not self.maths:
+            raise ValueError(f"{kind} has one way to compute only, no '{next(iter(options))}'")
         for name in options:
             if name not in self.maths:
-                raise ValueError(f"{type(self).__name__} has no other maths named '{name}'{nearest(name, self.maths)}")
-        self._set_maths(**{**self.maths, **options})
+                raise ValueError(f"{kind} has no other maths named '{name}'{nearest(name, self.maths)}")
+        if options:
+            self._set_maths(**{**self.maths, **options})
 
     def extract(self, images, stage):
         """Features of `images` [B, in_chans, H, W] at `stage`, one of `stages`.
 
         Raises:
-            ValueError: for a stage that is not in `stages`; the text names the nearest.
+            ValueError: for a stage that is not in `stages`; the text names them.
         """
         if stage not in self.stages:
-            raise ValueError(f"{type(self).__name__} has no stage '{stage}'{nearest(stage, self.stages)}")
+            raise ValueError(f"{type(self).__name__} has no stage '{stage}'; known: {', '.join(self.stages)}")
         return self._extract(images, stage)

@@ -16,6 +16,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
+from passl_xcit.modeling.backbones.backbone import Backbone
 from passl_xcit.utils.errors import DataError
 from passl_xcit.utils.registry import BACKBONES
 
@@ -116,7 +117,7 @@ class BottleneckBlock(nn.Layer):
         return F.relu(self.short(x) + y)
 
 
-class RegNet(nn.Layer):
+class RegNet(Backbone):
     """The backbone: images [B, in_chans, H, W] of any size -> feature map [B, C, H / 32, W / 32], rounded up.
 
     Args:
@@ -136,7 +137,7 @@ class RegNet(nn.Layer):
         DataError: in forward, for images with other channels.
     """
 
-    MATHS = {}
+    HEAD = "ClasHead"
 
     def __init__(
         self,
@@ -166,6 +167,7 @@ class RegNet(nn.Layer):
             "feature_map": d,
             "pooled": d,
         }
+        self.stages = tuple(self._blocks_before)
 
     def _add_blocks(self, stages, channels, se_on):
         names = []
@@ -176,41 +178,15 @@ class RegNet(nn.Layer):
                 channels = stage.width
         return names
 
-    @property
-    def maths(self):
-        """Options of how the same function is computed: none here."""
-        return {}
-
-    def set_maths(self, **options):
-        """Refuse every option with a ValueError: there is one way to compute a RegNet."""
-        if options:
-            raise ValueError(f"RegNet has no maths options, so not '{next(iter(options))}' either")
-
     def no_weight_decay(self):
         """Names of the parameters of more than one dimension that are not to be decayed: none."""
         return set()
 
     def forward(self, images):
-        return self.extract(images, "feature_map")
+        return self._extract(images, "feature_map")
 
-    @property
-    def stages(self):
-        """The names that `extract` knows."""
-        return tuple(self._blocks_before)
-
-    def extract(self, images, stage):
-        """What the network has computed at `stage`, as a feature map [B, C, H, W], but for `pooled`, [B, C].
-
-        Args:
-            images: [B, in_chans, H, W].
-            stage: `stem`, `block_0`, `block_1`, ..., `stage_1`, ... (the same as its last block), `feature_map` (the
-                same as the last stage) or `pooled` (its mean over H and W, what the head sees).
-
-        Raises:
-            ValueError: for another name.
-        """
-        if stage not in self._blocks_before:
-            raise ValueError(f"RegNet has no stage '{stage}'; known: {', '.join(self.stages)}")
+    def _extract(self, images, stage):
+        """Feature map [B, C, H, W] of the stem, a block or a stage (its last block); `pooled` is its mean, [B, C]."""
         if images.shape[1] != self.in_chans:
             raise DataError(f"images have {images.shape[1]} channels, but the model's in_chans is {self.in_chans}")
         x = F.relu(self.conv(images))
