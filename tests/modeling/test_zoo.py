@@ -128,9 +128,9 @@ def test_each_publisher_has_its_own_pipeline():
         ("xcit", "facebookresearch"): {"224 px, crop 1, bicubic", "384 px, crop 1, bicubic"},
         ("xcit", "timm"): {"224 px, crop 1, bicubic", "384 px, crop 1, bicubic"},
         ("xcit", "mmpretrain"): {"224 px, crop 0.875, bicubic", "384 px, squashed, bicubic"},
-        ("xcit", "paddlevit"): {"224 px, crop 1, bicubic", "384 px, crop 1, bicubic"},
+        ("xcit", "PaddleViT"): {"224 px, crop 1, bicubic", "384 px, crop 1, bicubic"},
         ("crossvit", "timm"): {"240 px, crop 0.875, bicubic", "408 px, crop 1, bicubic"},
-        ("crossvit", "paddlevit"): {"224 px, crop 0.875, bicubic", "384 px, crop 1, bicubic"},
+        ("crossvit", "PaddleViT"): {"224 px, crop 0.875, bicubic", "384 px, crop 1, bicubic"},
         ("regnety", "timm"): {"224 px, crop 0.95, bicubic", "288 px, crop 1, bicubic"},
     }
 
@@ -165,7 +165,7 @@ def test_the_shorter_side_is_the_size_divided_by_the_crop_ratio():
         ("xcit_tiny_24_p8_224_dist", "facebookresearch", 82.6, None),
         ("xcit_small_12_p8_384_dist", "timm", 85.068, 97.264),
         ("crossvit_18_dagger_408", "timm", 84.198, 96.834),
-        ("crossvit_9_dagger_240", "paddlevit", 76.92, 93.61),
+        ("crossvit_9_dagger_240", "PaddleViT", 76.92, 93.61),
     ],
 )
 def test_accuracies_as_published(name, by, acc1, acc5):
@@ -174,7 +174,7 @@ def test_accuracies_as_published(name, by, acc1, acc5):
 
 @pytest.mark.parametrize(
     ("name", "by", "acc1"),
-    [("xcit_nano_12_p8_224_dist", "passl", [77.28]), ("crossvit_9_240", "mindcv", [73.56, 73.38])],
+    [("xcit_nano_12_p8_224_dist", "PASSL", [77.28]), ("crossvit_9_240", "MindCV", [73.56, 73.38])],
 )
 def test_what_others_trained_is_listed_apart(name, by, acc1):
     entry = find(name)
