@@ -121,6 +121,15 @@ def test_passls_teacher_has_the_size_of_deits_per_stage():
     assert squeezed == [8, 56, 56, 112, 112, 112, 112, *[308] * 10, 308]
 
 
+def test_the_teachers_preset_has_the_numbers_of_passls_recipes():
+    assert {"name": "RegNet", "q": 8, **VARIANTS["regnety_160"]} == TEACHER["backbone"]
+
+
+def test_even_the_narrowest_block_squeezes_to_a_channel():
+    model = RegNet(w_a=0.0, w_0=1, w_m=2.0, d=2, group_w=1, bot_mul=1.0, q=1, se_on=True, stem_w=1)
+    assert [value.shape for name, value in model.named_parameters() if "squeeze.weight" in name] == [[1, 1], [1, 1]]
+
+
 LINES = {
     "w_a": st.floats(0, 50),
     "w_0": st.integers(1, 20).map(lambda number: 8 * number),
@@ -168,9 +177,9 @@ def published_names(depths, se_on):
     return names
 
 
-@pytest.mark.parametrize("se_on", [False, True])
-def test_parameters_have_passls_names(se_on):
-    assert RegNet(**TINY, se_on=se_on).state_dict().keys() == published_names(TINY_DEPTHS, se_on)
+@pytest.mark.parametrize(("config", "se_on"), [({}, False), ({"se_on": False}, False), ({"se_on": True}, True)])
+def test_parameters_have_passls_names(config, se_on):
+    assert RegNet(**TINY, **config).state_dict().keys() == published_names(TINY_DEPTHS, se_on)
 
 
 def test_the_teacher_has_an_entry_for_every_one_of_deits():

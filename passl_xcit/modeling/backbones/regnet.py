@@ -33,7 +33,10 @@ class Stage(NamedTuple):
 
 
 def block_widths(w_a, w_0, w_m, d, q):
-    """Channels of the `d` blocks: the line w_0 + w_a j, moved to a w_0 w_m^k (paper, eq. 2 to 4), then to a q n."""
+    """Channels of the `d` blocks: the line w_0 + w_a j, moved to a w_0 w_m^k (paper, eq. 2 to 4).
+
+    Then each is rounded to a multiple of q, as in pycls (regnet.py, `generate_regnet`).
+    """
     line = w_0 + w_a * np.arange(d)
     exponents = np.round(np.log(line / w_0) / math.log(w_m))
     return (np.round(w_0 * w_m**exponents / q) * q).astype(int).tolist()
