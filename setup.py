@@ -21,6 +21,7 @@ setup(
         "paddlepaddle>=3.0",
         "numpy>=1.24",
         "pyyaml>=6.0",
+        "safetensors>=0.4",
         "pillow>=9.5",
         "tqdm>=4.60",
         "visualdl>=2.5.3",

@@ -1,4 +1,4 @@
-"""Reading and writing weight files: what a file is, the values in it, and the named arrays among those.
+"""Reading and writing weight files of every kind.
 
 A file is known by its first bytes, never by its extension, and read by one reader only: nothing is tried in turn.
 """
@@ -11,7 +11,15 @@ import stat
 from pathlib import Path
 from typing import Callable, NamedTuple, Optional
 
-from passl_xcit.modeling import safe_pickle
+from passl_xcit.modeling.formats import (
+    mindspore_file,
+    paddle_pickle,
+    safetensors_file,
+    torch_legacy,
+    torch_writer,
+    torch_zip,
+)
+from passl_xcit.modeling.formats.new_file import replace_file
 from passl_xcit.utils.errors import CheckpointError
 
 HEAD_BYTES = 512
@@ -24,7 +32,7 @@ class Format(NamedTuple):
 
     label: str
     matches: Callable[[bytes], bool]
-    hint: str = "this format is not read yet"
+    hint: str = ""
     read: Optional[Callable[[bytes, str], object]] = None
 
 
@@ -38,13 +46,17 @@ def _is_safetensors(head):
 
 FORMATS = (
     # The legacy torch file is a pickle as well, which starts with this magic number.
-    Format("a torch weight file in the form from before torch 1.6", _starts(rb"\x80\x02\x8a\nl\xfc\x9cF")),
-    Format("a Paddle weight file", _starts(rb"\x80[\x02-\x05]"), read=safe_pickle.loads),
-    Format("a torch weight file", _starts(rb"PK\x03\x04.{26}[^\x00]{1,200}/data\.pkl")),
-    Format("a zip archive", _starts(rb"PK\x03\x04"), "unpack it and give the weight file in it"),
-    Format("a safetensors file", _is_safetensors),
-    # checkpoint.proto: repeated Value{1: tag, 2: tensor or 3: map}, here its first field, tag and next field.
-    Format("a MindSpore checkpoint", _starts(rb"\n[\x80-\xff]{0,9}[\x00-\x7f]\n[\x01-\x7f][ -~]+[\x12\x1a]")),
+    Format("a torch file from before torch 1.6", _starts(rb"\x80\x02\x8a\nl\xfc\x9cF"), read=torch_legacy.read),
+    Format("a Paddle file", _starts(rb"\x80[\x02-\x05]"), read=paddle_pickle.read),
+    Format("a torch file", _starts(rb"PK\x03\x04"), read=torch_zip.read),
+    Format("a safetensors file", _is_safetensors, read=safetensors_file.read),
+    # Its first field, and in that the tag and the next field: see `mindspore_file`.
+    Format(
+        "a MindSpore checkpoint",
+        _starts(rb"\n[\x80-\xff]{0,9}[\x00-\x7f]\n[\x01-\x7f][ -~]+[\x12\x1a]"),
+        read=mindspore_file.read,
+    ),
+    Format("an encrypted MindSpore checkpoint", _starts(rb"[\xd8-\xdb]\^:\x7f"), "save it without enc_key"),
     Format("an exported Paddle model (.pdiparams)", _starts(rb"\0{16}"), "give the .pdparams file it was made from"),
     Format("a git-lfs pointer", _starts(rb"version https://git-lfs"), "fetch the file itself with `git lfs pull`"),
     Format("an HTML page", _starts(rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml)"), "the download went wrong"),
@@ -110,7 +122,7 @@ def _format_of(data, path):
 def digest_of(tree):
     """SHA-256 over the values of `tree` in order: names, types, dtypes, shapes and bytes."""
     sha = hashlib.sha256()
-    safe_pickle.dump(tree, sha.update)
+    paddle_pickle.dump(tree, sha.update)
     return _DIGEST_FORM + sha.hexdigest()
 
 
@@ -131,9 +143,8 @@ def _check_digest(tree, path):
 def write_file(path, tree):
     """Write `tree` so that `path` holds the whole new file or, whatever happens, still the old one.
 
-    The file is a pickle as PASSL's checkpoints are: `paddle.load` reads it, and so does `read_file`. It is written
-    under the name `.<name>.<process id>.tmp` beside `path`, flushed to the disk and renamed; only a process that is
-    killed leaves that name behind. A digest is added under the key `digest`.
+    The file is a pickle as PASSL's checkpoints are: `paddle.load` reads it, and so does `read_file`. A digest is
+    added under the key `digest`.
 
     Args:
         path: str or path, in a folder that exists.
@@ -145,30 +156,44 @@ def write_file(path, tree):
     """
     if DIGEST in tree:
         raise ValueError(f"{DIGEST}: this key is kept for the file's own digest")
-    path, complete = Path(path), {**tree, DIGEST: digest_of(tree)}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            _write_through(temporary, complete)
-            os.replace(temporary, path)
-            _flush_folder(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from error
+    complete = {**tree, DIGEST: digest_of(tree)}
+    replace_file(path, lambda file: paddle_pickle.dump(complete, file.write))
 
 
-def _write_through(path, tree):
-    with open(path, "wb") as file:
-        safe_pickle.dump(tree, file.write)
-        file.flush()
-        os.fsync(file.fileno())
+def write_torch(path, tree):
+    """As `write_file`, a file that `torch.load(path, weights_only=True)` reads: arrays become tensors."""
+    replace_file(path, lambda file: torch_writer.write(tree, file))
 
 
-def _flush_folder(folder):
-    """A rename is on the disk only when the folder is."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def write_safetensors(path, arrays, metadata=None):
+    """As `write_file`, {name: array} in the safetensors format; `metadata` are texts, without it {"format": "pt"}."""
+    replace_file(path, lambda file: safetensors_file.write(arrays, file, metadata or {"format": "pt"}))
+
+
+def write_weights(path, arrays, wrapper=None):
+    """Write {name: array} in the format that the extension of `path` stands for.
+
+    Args:
+        path: str or path; .pdparams is Paddle's format, .pth, .pt and .bin are torch's, or .safetensors.
+        arrays: {name: numpy array}.
+        wrapper: a key, such as "model" or "state_dict": the file then holds a dict with the weights under it.
+
+    Raises:
+        TypeError, ValueError: as `write_file`.
+        CheckpointError: another extension, a wrapper that the format cannot hold, or as `write_file`.
+    """
+    write = _WRITERS.get(Path(path).suffix)
+    if write is None:
+        raise CheckpointError(f"{path}: weights are written as .pdparams, .safetensors or .pth (.pt, .bin)")
+    if wrapper and write is write_safetensors:
+        raise CheckpointError(f"{path}: a safetensors file holds tensors only, nothing under a key '{wrapper}'")
+    write(path, {wrapper: arrays} if wrapper else arrays)
+
+
+_WRITERS = {
+    ".pdparams": write_file,
+    ".pth": write_torch,
+    ".pt": write_torch,
+    ".bin": write_torch,
+    ".safetensors": write_safetensors,
+}

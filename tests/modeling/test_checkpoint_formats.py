@@ -1,10 +1,13 @@
 """Weight files: what is read, what is refused and in which words, and writing that cannot damage the old file."""
 
 import errno
+import hashlib
+import io
 import os
 import pickle
 import resource
 import signal
+import struct
 import subprocess
 import sys
 import zipfile
@@ -12,16 +15,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from formula_arrays import formula
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_safe_pickle import KEYS, STORED, same
+from safetensors import safe_open
+from weight_file_checks import KEYS, STORED, same
 
-from passl_xcit.modeling import checkpoint_formats, safe_pickle
-from passl_xcit.modeling.checkpoint_formats import FORMATS, digest_of, read_file, write_file
+from passl_xcit.modeling import checkpoint_formats
+from passl_xcit.modeling.checkpoint_formats import (
+    FORMATS,
+    digest_of,
+    read_file,
+    write_file,
+    write_safetensors,
+    write_torch,
+    write_weights,
+)
+from passl_xcit.modeling.formats import paddle_pickle
 from passl_xcit.modeling.state_dict import state_dict_of
 from passl_xcit.utils.errors import CheckpointError
 
 ROOT = Path(__file__).parents[2]
+REAL_FILES = ROOT / "tests/golden/formats"
 
 
 def checkpoint():
@@ -188,21 +203,15 @@ def test_an_empty_file_and_one_over_the_limit_are_refused(tmp_path):
     assert refusal(path, limit=3) == "has 4 bytes, more than the limit of 3"
 
 
-def torch_zip(folder):
-    with zipfile.ZipFile(folder / "weights.pdparams", "w") as archive:
-        archive.writestr("archive/data.pkl", b"\x80\x02}.")
+def zip_of(**members):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return file.getvalue()
 
 
-def plain_zip(folder):
-    with zipfile.ZipFile(folder / "weights.pdparams", "w") as archive:
-        archive.writestr("cat.jpg", b"\xff\xd8")
-
-
-SAFETENSORS = b'8\0\0\0\0\0\0\0{"a":{"dtype":"F64","shape":[1],"data_offsets":[0,8]}}  ' + bytes(8)
-TORCH_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}q\x00."
-MINDSPORE = b"\n\x1d\n\x0bconv.weight\x12\x0e\x08\x02\x12\x07Float32\x1a\x01\0"
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 132735\n"
-NOT_READ_YET = "this format is not read yet"
 EXPORTED = "is an exported Paddle model (.pdiparams); give the .pdparams file it was made from"
 WENT_WRONG = "is an HTML page; the download went wrong"
 
@@ -210,11 +219,9 @@ WENT_WRONG = "is an HTML page; the download went wrong"
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (torch_zip, f"is a torch weight file; {NOT_READ_YET}"),
-        (plain_zip, "is a zip archive; unpack it and give the weight file in it"),
-        (TORCH_LEGACY, f"is a torch weight file in the form from before torch 1.6; {NOT_READ_YET}"),
-        (SAFETENSORS, f"is a safetensors file; {NOT_READ_YET}"),
-        (MINDSPORE, f"is a MindSpore checkpoint; {NOT_READ_YET}"),
+        (zip_of(**{"cat.jpg": b"\xff\xd8"}), "is a zip archive; unpack it and give the weight file in it"),
+        (zip_of(**{"a/model.safetensors": b"x"}), "is a zip archive; unpack it and give the weight file in it"),
+        (b"\xd8^:\x7f\xa1\xe1", "is an encrypted MindSpore checkpoint; save it without enc_key"),
         (bytes(16) + b"\x06\0\0\0", EXPORTED),
         (LFS, "is a git-lfs pointer; fetch the file itself with `git lfs pull`"),
         (b"<!DOCTYPE html>\n<html>404</html>", WENT_WRONG),
@@ -227,19 +234,18 @@ WENT_WRONG = "is an HTML page; the download went wrong"
         (pickle.dumps(None, 4), "holds a NoneType, not a dict of weights"),
     ],
 )
-def test_what_is_not_a_paddle_weight_file_is_named(content, message, tmp_path):
-    if callable(content):
-        content(tmp_path)
-        path = tmp_path / "weights.pdparams"
-    else:
-        path = file_of(tmp_path, content)
-    assert refusal(path) == message
+def test_what_is_not_a_weight_file_is_named(content, message, tmp_path):
+    assert refusal(file_of(tmp_path, content)) == message
 
 
-def test_real_files_of_other_programs_are_known(tmp_path):
-    safetensors = pytest.importorskip("safetensors.numpy")
-    safetensors.save_file({"w": np.ones(3)}, tmp_path / "weights.pdparams")
-    assert refusal(tmp_path / "weights.pdparams").startswith("is a safetensors file")
+def test_a_file_is_known_by_its_content_whatever_its_extension(tmp_path):
+    real = [path for path in REAL_FILES.iterdir() if not path.name.startswith("paddle")]
+    assert len(real) > 9
+    for path in real:
+        assert same(read_file(file_of(tmp_path, path.read_bytes())), read_file(path))
+
+
+def test_an_exported_paddle_file_is_known(tmp_path):
     paddle = pytest.importorskip("paddle")
     paddle.save(paddle.zeros([2]), str(tmp_path / "binary"), use_binary_format=True)
     assert refusal(tmp_path / "binary").startswith("is an exported Paddle model")
@@ -249,6 +255,25 @@ def test_a_reader_is_added_by_one_entry(tmp_path, monkeypatch):
     form = FORMATS[0]._replace(label="text", matches=lambda head: head == b"abc", read=lambda data, name: {"a": data})
     monkeypatch.setattr(checkpoint_formats, "FORMATS", (form, *FORMATS))
     assert read_file(file_of(tmp_path, b"abc")) == {"a": b"abc"}
+
+
+def test_nothing_is_tried_in_turn(tmp_path, monkeypatch):
+    tried = []
+    watched = tuple(form._replace(read=form.read and watch(form, tried)) for form in FORMATS)
+    monkeypatch.setattr(checkpoint_formats, "FORMATS", watched)
+    for path in sorted(REAL_FILES.iterdir()):
+        tried.clear()
+        content = path.read_bytes()
+        refusal(file_of(tmp_path, content[: len(content) - 7]))
+        assert len(tried) == 1, path
+
+
+def watch(form, tried):
+    def read(data, name):
+        tried.append(form.label)
+        return form.read(data, name)
+
+    return read
 
 
 def test_a_hostile_file_is_refused_under_its_own_name(tmp_path):
@@ -355,7 +380,7 @@ def half_a_dump(tree, write):
 
 @pytest.mark.parametrize(
     ("module", "function", "fault"),
-    [(safe_pickle, "dump", half_a_dump), (os, "fsync", fail), (os, "replace", fail)],
+    [(paddle_pickle, "dump", half_a_dump), (os, "fsync", fail), (os, "replace", fail)],
     ids=["write", "fsync", "rename"],
 )
 def test_an_error_at_any_step_keeps_the_old_file_and_removes_the_new_one(module, function, fault, saved, monkeypatch):
@@ -425,6 +450,131 @@ def test_a_written_file_has_the_rights_of_any_new_file(saved):
     other = saved.with_name("other")
     other.touch()
     assert saved.stat().st_mode == other.stat().st_mode
+
+
+# Writing in every format.
+
+
+def arrays():
+    """Every type that all three formats have, in every memory order."""
+    tree = {code: formula([2, 3], code) for code in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")}
+    block = formula([4, 6])
+    tree.update(fortran=np.asfortranarray(block), part=block[1:3, ::2], turned=formula([2, 3, 4]).transpose(2, 0, 1))
+    return {**tree, "a name\u00e9": formula([5]), "zero_d": formula([]), "empty": np.zeros((0, 3), "f4"), "same": block}
+
+
+@pytest.mark.parametrize("extension", ["pdparams", "pth", "pt", "bin", "safetensors"])
+def test_weights_written_by_extension_are_read_again(extension, tmp_path):
+    path = tmp_path / f"weights.{extension}"
+    write_weights(path, arrays())
+    read = read_file(path)
+    assert set(read) == set(arrays())
+    for name, array in arrays().items():
+        assert same(np.asarray(read[name], order="C"), np.asarray(array, order="C")), name
+    assert os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize("extension", ["pdparams", "pth"])
+def test_a_wrapper_is_the_key_over_the_weights(extension, tmp_path):
+    path = tmp_path / f"weights.{extension}"
+    write_weights(path, {"w": formula([3])}, wrapper="model")
+    assert same(read_file(path), {"model": {"w": formula([3])}})
+
+
+def test_torch_s_form_holds_a_whole_checkpoint(tmp_path):
+    tree = {**checkpoint(), "seed": -(2**40)}
+    tree["state_dict"].pop("backbone.bf16")
+    write_torch(tmp_path / "checkpoint.pth", tree)
+    tree["state_dict"]["backbone.f"] = tree["state_dict"]["backbone.f"].copy("C")
+    assert same(read_file(tmp_path / "checkpoint.pth"), contiguous(tree))
+
+
+def test_safetensors_reads_what_was_written(tmp_path):
+    write_weights(tmp_path / "w.safetensors", arrays())
+    with safe_open(tmp_path / "w.safetensors", "np") as file:
+        assert file.metadata() == {"format": "pt"}
+        for name, array in arrays().items():
+            assert same(file.get_tensor(name), np.asarray(array, order="C"))
+    write_safetensors(tmp_path / "w.safetensors", {}, {"format": "np", "from": "x"})
+    with safe_open(tmp_path / "w.safetensors", "np") as file:
+        assert file.metadata() == {"format": "np", "from": "x"} and not list(file.keys())
+
+
+@pytest.mark.parametrize("extension", ["pdparams", "pth", "safetensors"])
+def test_the_bytes_of_a_file_depend_on_the_values_only(extension, tmp_path):
+    for name in ("one", "other"):
+        write_weights(tmp_path / f"{name}.{extension}", arrays())
+    one, other = (tmp_path / f"{name}.{extension}" for name in ("one", "other"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def torch_tree():
+    return {"model": arrays(), "epoch": 3, "note": "\u00e9", "lr": 0.5, "none": [None, (True,)]}
+
+
+def test_torch_reads_what_was_written(tmp_path):
+    torch = pytest.importorskip("torch")
+    write_torch(tmp_path / "w.pth", torch_tree())
+    tree = torch.load(tmp_path / "w.pth", weights_only=True)
+    weights = {name: tensor.numpy() for name, tensor in tree.pop("model").items()}
+    assert all(same(weights[name], np.asarray(array, order="C")) for name, array in arrays().items())
+    assert {"model": arrays(), **tree}.keys() == torch_tree().keys() and tree["none"] == [None, (True,)]
+
+
+def test_the_bytes_of_a_torch_file_stay_those_that_torch_has_read(tmp_path):
+    """torch 2.13.0 read this very file as the test above says, also with mmap=True: most machines have no torch."""
+    write_torch(tmp_path / "w.pth", torch_tree())
+    digest = hashlib.sha256((tmp_path / "w.pth").read_bytes()).hexdigest()
+    assert digest == "1d92ffbdd29b245409c9fcc285b2ec0bfa560eed08eab5695fa0cb9caef41494"
+
+
+def test_a_torch_file_is_a_sound_zip_archive_with_aligned_members(tmp_path):
+    path = tmp_path / "w.pth"
+    write_torch(path, arrays())
+    data = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None and archive.namelist()[0] == "archive/data.pkl"
+        for member in archive.infolist():
+            name, extra = struct.unpack("<HH", data[member.header_offset + 26 :][:4])
+            start = member.header_offset + 30 + name + extra
+            assert start % 64 == 0 and data[start:][: member.file_size] == archive.read(member)
+
+
+@pytest.mark.parametrize("name", ["weights.ckpt", "weights.npz", "weights", "weights.PTH"])
+def test_another_extension_is_refused(name, tmp_path):
+    with pytest.raises(CheckpointError, match="weights are written as .pdparams, .safetensors or .pth"):
+        write_weights(tmp_path / name, arrays())
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_wrapper_in_a_safetensors_file_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="holds tensors only, nothing under a key 'model'"):
+        write_weights(tmp_path / "w.safetensors", arrays(), wrapper="model")
+
+
+@pytest.mark.parametrize("extension", ["pdparams", "pth", "safetensors"])
+@pytest.mark.parametrize(
+    "value",
+    [np.array(["x"]), np.ones(2, "c8"), np.ones(2, ">f4"), np.array([None]), np.float32(1), {1}, b"x"],
+    ids=["text", "complex", "big-endian", "objects", "a numpy scalar", "a set", "bytes"],
+)
+def test_a_value_that_a_format_cannot_hold_is_named_and_the_old_file_stays(extension, value, tmp_path):
+    path = tmp_path / f"weights.{extension}"
+    write_weights(path, {"w": formula([3])})
+    with pytest.raises(TypeError, match="^b: "):
+        write_weights(path, {"a": formula([3]), "b": value})
+    assert os.listdir(tmp_path) == [path.name] and same(read_file(path), {"w": formula([3])})
+
+
+@pytest.mark.parametrize("extension", ["pth", "safetensors"])
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+def test_an_error_while_writing_any_format_keeps_the_old_file(extension, function, tmp_path, monkeypatch):
+    path = tmp_path / f"weights.{extension}"
+    write_weights(path, {"w": formula([3])})
+    monkeypatch.setattr(os, function, fail)
+    with pytest.raises(CheckpointError, match="cannot be written: No space left on device$"):
+        write_weights(path, arrays())
+    assert os.listdir(tmp_path) == [path.name] and same(read_file(path), {"w": formula([3])})
 
 
 # The named arrays of a file.

@@ -18,150 +18,50 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
+from pickle_assembler import (
+    DANGEROUS_CALLS,
+    DTYPE_OF_BOOL,
+    DTYPE_STATE,
+    ENCODE,
+    FROMBUFFER,
+    NDARRAY,
+    RECONSTRUCT,
+    SCALAR,
+    TWO,
+    array,
+    call,
+    dtype,
+    empty_array,
+    group,
+    named,
+    number,
+    program,
+    raw,
+    shape,
+    text,
+)
+from weight_file_checks import TREES, refusal_of, same
 
-from passl_xcit.modeling import safe_pickle
-from passl_xcit.modeling.safe_pickle import DTYPES, dump, loads
+from passl_xcit.modeling.formats.paddle_pickle import read as loads
 from passl_xcit.utils.errors import CheckpointError
 
 NAME = "evil.pdparams"
-CPU_SECONDS = 3
-
-
-# Assembler: each function returns the opcodes that leave one value on the stack.
-
-
-def text(value):
-    return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
-
-
-def raw(value):
-    return b"B" + struct.pack("<I", len(value)) + value
-
-
-def number(value):
-    return b"\x8a\x09" + value.to_bytes(9, "little", signed=True)
-
-
-def group(*items):
-    return b"(" + b"".join(items) + b"t"
-
-
-def named(module, name):
-    return f"c{module}\n{name}\n".encode()
-
-
-def call(function, *arguments):
-    return function + group(*arguments) + b"R"
-
-
-def program(body):
-    return b"\x80\x04" + body + b"."
-
-
-RECONSTRUCT = named("numpy._core.multiarray", "_reconstruct")
-SCALAR = named("numpy._core.multiarray", "scalar")
-FROMBUFFER = named("numpy._core.numeric", "_frombuffer")
-NDARRAY = named("numpy", "ndarray")
-ENCODE = named("_codecs", "encode")
-
-
-def shape(*sizes):
-    return group(*[number(size) for size in sizes])
-
-
-DTYPE_STATE = (number(3), text("<"), b"N", b"N", b"N", number(-1), number(-1), number(0))
-DTYPE_OF_BOOL = (number(3), text("|"), *DTYPE_STATE[2:])
-NO_SIZE, TWO, B, EIGHT_BYTES, VERSION = shape(0), shape(2), raw(b"b"), raw(bytes(8)), number(1)
-
-
-def dtype(code="f4", flags=b"\x89\x88", state=DTYPE_STATE):
-    return call(named("numpy", "dtype"), text(code), flags) + group(*state) + b"b"
-
-
-def empty_array(kind=NDARRAY, size=NO_SIZE, code=B):
-    return call(RECONSTRUCT, kind, size, code)
-
-
-def array(sizes=TWO, kind=None, order=b"\x89", content=EIGHT_BYTES, version=VERSION):
-    return empty_array() + group(version, sizes, kind or dtype(), order, content) + b"b"
 
 
 def refusal(data):
-    """The text of the error; it has to be one line, and soon."""
-    start = time.process_time()
-    with pytest.raises(CheckpointError) as caught:
-        loads(data, NAME)
-    assert time.process_time() - start < CPU_SECONDS
-    message = str(caught.value)
-    assert message.startswith(f"{NAME}: ") and "\n" not in message and len(message) < 400
-    return message
-
-
-def same(one, other):
-    """Equal in type, order, dtype, shape, memory order and every bit."""
-    if isinstance(one, dict):
-        return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return type(one) is type(other) and len(one) == len(other) and all(map(same, one, other))
-    if isinstance(one, (np.ndarray, np.generic)):
-        form = [(x.dtype, x.shape, x.flags.fnc, x.tobytes()) for x in (one, other)]
-        return type(one) is type(other) and form[0] == form[1]
-    return type(one) is type(other) and repr(one) == repr(other)
+    return refusal_of(lambda: loads(data, NAME), NAME)
 
 
 # Hostile files, first family: globals.
 
 CALLS = [
-    ("posix", "system", "touch {}"),
-    ("os", "system", "touch {}"),
-    ("os", "popen", "touch {}"),
-    ("subprocess", "getoutput", "touch {}"),
-    ("builtins", "exec", "open({!r}, 'w')"),
-    ("__builtin__", "execfile", "{}"),
-    ("builtins", "compile", "open({!r}, 'w')"),
-    ("timeit", "timeit", "open({!r}, 'w')"),
-    ("cProfile", "run", "open({!r}, 'w')"),
-    ("numpy.testing._private.utils", "runstring", "open({!r}, 'w')"),
-    ("code", "interact", "open({!r}, 'w')"),
-    ("runpy", "run_path", "{}"),
-    ("os", "mkdir", "{}"),
-    ("posix", "remove", "{}"),
-    ("shutil", "rmtree", "{}"),
-    ("pty", "spawn", "touch {}"),
-    ("subprocess", "Popen", "touch {}"),
-    ("webbrowser", "open", "{}"),
-    ("ctypes", "CDLL", "{}"),
-    ("importlib", "import_module", "{}"),
-    ("builtins", "__import__", "{}"),
-    ("builtins", "open", "{}"),
-    ("builtins", "getattr", "{}"),
-    ("builtins", "bytearray", "{}"),
-    ("io", "FileIO", "{}"),
-    ("pickle", "loads", "{}"),
-    ("_pickle", "Unpickler", "{}"),
-    ("marshal", "loads", "{}"),
-    ("types", "CodeType", "{}"),
-    ("functools", "partial", "{}"),
-    ("operator", "methodcaller", "{}"),
-    ("copyreg", "_reconstructor", "{}"),
-    ("numpy", "load", "{}"),
-    ("numpy", "fromfile", "{}"),
-    ("numpy", "memmap", "{}"),
-    ("numpy", "matrix", "{}"),
-    ("paddle", "load", "{}"),
-    ("paddle.base.libpaddle", "GeneratorState", "{}"),
-    ("torch", "load", "{}"),
+    *DANGEROUS_CALLS,
+    # What only the files of torch may name.
     ("torch._utils", "_rebuild_tensor_v2", "{}"),
-    ("collections", "defaultdict", "{}"),
+    ("torch", "FloatStorage", "{}"),
+    ("collections", "Counter", "{}"),
     ("argparse", "Namespace", "{}"),
-    ("", "", "{}"),
-    # A name with dots reaches through attributes, which got past the filters of others.
-    ("numpy._core.numeric", "builtins.eval", "open({!r}, 'w')"),
-    ("numpy", "ndarray.tofile", "{}"),
-    ("builtins", "tuple.__class__", "{}"),
-    ("collections", "OrderedDict.__init__", "{}"),
-    ("numpy.core", "multiarray._reconstruct", "{}"),
+    ("builtins", "getattr", "{}"),
 ]
 
 
@@ -304,15 +204,15 @@ BAD_ARRAYS = {
     "a type before the state": (empty_array(code=raw(b"O")), "array with unusual arguments"),
     "nothing before the state": (call(RECONSTRUCT), "array with unusual arguments"),
     "ndarray called": (call(NDARRAY, shape(2**40)), "calls something that is not a constructor"),
-    "never filled": (empty_array(), "an array without data"),
-    "filled twice": (array() + b"}b", "not a tuple"),
-    "filled twice with a state": (array() + group(number(1)) + b"b", "not a new array"),
+    "never filled": (empty_array(), "an object without data"),
+    "filled twice": (array() + b"}b", "not a new object"),
+    "filled twice with a state": (array() + group(number(1)) + b"b", "not a new object"),
     "bool that is 2": (array(TWO, dtype("b1", state=DTYPE_OF_BOOL), content=raw(b"\1\2")), "neither 0 nor 1"),
     "scalar too long": (call(SCALAR, dtype(), raw(bytes(8))), "shape () and type float32 in 8 bytes"),
     "scalar too short": (call(SCALAR, dtype(), raw(b"")), "shape () and type float32 in 0 bytes"),
     "scalar of objects": (call(SCALAR, dtype("O8"), raw(bytes(8))), "holds an array of type 'O8'"),
     "scalar without bytes": (call(SCALAR, dtype()), "number with unusual arguments"),
-    "scalar with a state": (call(SCALAR, dtype(), raw(bytes(4))) + group(number(1)) + b"b", "not a new array"),
+    "scalar with a state": (call(SCALAR, dtype(), raw(bytes(4))) + group(number(1)) + b"b", "not a new object"),
     "buffer too short": (call(FROMBUFFER, raw(bytes(4)), dtype(), shape(2), text("C")), "in 4 bytes"),
     "buffer in odd order": (call(FROMBUFFER, raw(bytes(8)), dtype(), shape(2), text("A")), "unusual arguments"),
     "buffer without axes": (call(FROMBUFFER, raw(bytes(8)), dtype(), shape(2), text("K")), "unusual arguments"),
@@ -336,8 +236,8 @@ BAD_ARRAYS = {
     "arguments in a list": (ENCODE + b"]R", "calls something that is not a constructor"),
     "text called": (call(text("eval"), text("1")), "calls something that is not a constructor"),
     "an array called": (call(array(), text("1")), "calls something that is not a constructor"),
-    "state of a dict": (b"}" + group(text("__class__"), b"N") + b"b", "not a new array"),
-    "state of a global": (NDARRAY + group(text("__class__"), b"N") + b"b", "not a new array"),
+    "state of a dict": (b"}" + group(text("__class__"), b"N") + b"b", "not a new object"),
+    "state of a global": (NDARRAY + group(text("__class__"), b"N") + b"b", "not a new object"),
 }  # fmt: skip
 
 
@@ -416,7 +316,7 @@ BAD_STRUCTURES = {
     "17 dicts in each other": (b"".join(b"}" + text("k") for _ in range(17)) + b"N" + b"s" * 17, "nests deeper"),
     "a list in itself": (b"]\x94h\x00a", "nests deeper than 16"),
     "2**200 lists": (b"(]" + DOUBLING + b"t", "nests deeper than 16"),
-    "100 lists of 100 lists of ...": (b"(]" + HUNDREDFOLD + b"t", "over 1,000,000 values"),
+    "100 lists of 100 lists of ...": (b"(]" + HUNDREDFOLD + b"t", "over 250,000 values"),
     "a million opcodes": (b"N" * 1_100_000, "more than 1,000,000 pickle opcodes"),
     "a megabyte 1,000 times as bytes": (b"](" + MEGABYTE + b"\x94" + b"h\x00" * 1000 + b"e", "many times its own size"),
     "a megabyte 1,000 times as arrays": (
@@ -558,44 +458,11 @@ def test_a_saved_dense_tensor_is_refused(tmp_path):
 
 # Laws.
 
-ARRAYS = st.sampled_from(list(DTYPES)).flatmap(
-    lambda code: hnp.arrays(code, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4))
-)
-LEAVES = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.integers(-(2**70), 2**70), st.floats(), st.text(), ARRAYS
-)
-KEYS = st.text(max_size=8) | st.integers(-(2**23), 2**23)
-TREES = st.recursive(
-    LEAVES,
-    lambda inner: (
-        st.lists(inner, max_size=4) | st.lists(inner, max_size=4).map(tuple) | st.dictionaries(KEYS, inner, max_size=4)
-    ),
-    max_leaves=12,
-)
-STORED = TREES.filter(lambda tree: not holds_unstored(tree))
-
-
-def holds_unstored(tree):
-    if isinstance(tree, (list, tuple)):
-        return any(map(holds_unstored, tree))
-    if isinstance(tree, dict):
-        return any(map(holds_unstored, tree.values()))
-    return isinstance(tree, np.ndarray) and tree.dtype in (np.uint32, np.uint64)
-
 
 @settings(max_examples=150, deadline=None)
 @given(TREES, st.sampled_from([2, 3, 4, 5]))
 def test_whatever_python_pickles_of_plain_data_is_read_the_same(tree, protocol):
     assert same(loads(pickle.dumps(tree, protocol), NAME), tree)
-
-
-@settings(max_examples=150, deadline=None)
-@given(STORED)
-def test_whatever_dump_writes_python_and_loads_read_the_same(tree):
-    pieces = []
-    dump(tree, lambda piece: pieces.append(bytes(piece)))
-    data = b"".join(pieces)
-    assert same(loads(data, NAME), tree) and same(pickle.loads(data), tree)  # noqa: S301
 
 
 FRAGMENTS = [
@@ -665,75 +532,6 @@ def test_2000_damaged_files_are_read_or_refused():
 @pytest.mark.slow
 def test_200000_damaged_files_are_read_or_refused():
     assert fuzz(200_000)
-
-
-# Writing.
-
-
-def dumped(tree):
-    pieces = []
-    dump(tree, lambda piece: pieces.append(bytes(piece)))
-    return b"".join(pieces)
-
-
-@pytest.mark.parametrize(
-    ("value", "kind"),
-    [
-        (np.float32(1), "a float32"),
-        (b"x", "a bytes"),
-        ({1}, "a set"),
-        (1j, "a complex"),
-        (len, "a builtin_function_or_method"),
-        (np.ma.ones(2), "a MaskedArray"),
-        (np.array([None]), "an array of type object"),
-        (np.array(["x"]), "an array of type <U1"),
-        (np.ones(2, "c8"), "an array of type complex64"),
-        (np.ones(2, ">f4"), "an array of type >f4"),
-        (np.ones(2, "u4"), "an array of type uint32"),
-        (np.ones(2, "u8"), "an array of type uint64"),
-    ],
-)
-def test_a_value_that_cannot_be_stored_is_named(value, kind):
-    with pytest.raises(TypeError, match=f"^optimizer.groups.1.w: {kind} cannot be stored"):
-        dumped({"optimizer": {"groups": [0, {"w": value}]}})
-
-
-@pytest.mark.parametrize("key", [None, 1.0, True, (1,), b"x", 2**24])
-def test_a_dict_key_that_could_not_be_read_is_named(key):
-    with pytest.raises(TypeError, match="a dict key must be text or an integer below 16,777,216"):
-        dumped({"a": {key: 1}})
-
-
-@pytest.mark.parametrize(
-    ("value", "reason"),
-    [
-        (2**3000, "a: an integer of more than 255 bytes"),
-        ("\ud800", "is not text that UTF-8 can hold"),
-        (np.zeros([1] * 9), "a: an array of more than 8 axes"),
-        ([[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]], "nested deeper than 16"),
-    ],
-)
-def test_what_could_not_be_read_back_is_not_written(value, reason):
-    with pytest.raises(ValueError, match=reason):
-        dumped({"a": value})
-
-
-def test_the_deepest_and_largest_values_that_are_written_are_read():
-    tree = {"a": [[[[[[[[[[[[[[[1]]]]]]]]]]]]]]], "ints": [2 ** (8 * 254), -(2 ** (8 * 254))]}
-    assert same(loads(dumped(tree), NAME), tree)
-
-
-def test_writer_and_reader_have_the_same_limit_of_opcodes(monkeypatch):
-    monkeypatch.setattr(safe_pickle, "MAX_OPCODES", 100)
-    largest = [None] * 94 + [0.5]
-    assert loads(dumped(largest), NAME) == largest
-    with pytest.raises(ValueError, match="more values than 100 pickle opcodes can hold"):
-        dumped([None, *largest])
-
-
-def test_the_bytes_do_not_depend_on_what_is_shared():
-    one = np.ones(3)
-    assert dumped({"a": one, "b": one}) == dumped({"a": one, "b": one.copy()})
 
 
 def test_100_megabytes_are_read_in_well_under_a_second():

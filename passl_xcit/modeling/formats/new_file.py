@@ -1,0 +1,44 @@
+"""Writing a file so that nothing can leave half of it behind."""
+
+import os
+from pathlib import Path
+
+from passl_xcit.utils.errors import CheckpointError
+
+
+def replace_file(path, write):
+    """Let `write(file)` fill a new file, and put it in the place of `path` when it is whole and on the disk.
+
+    It is written under the name `.<name>.<process id>.tmp` beside `path`, flushed to the disk and renamed; only a
+    process that is killed leaves that name behind, and `path` is the old file or the new one, whatever happens.
+
+    Raises:
+        CheckpointError: the file cannot be written (disk full, read-only folder, ...).
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            _write_through(temporary, write)
+            os.replace(temporary, path)
+            _flush_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _write_through(path, write):
+    with open(path, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder):
+    """A rename is on the disk only when the folder is."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
