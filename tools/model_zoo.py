@@ -55,7 +55,8 @@ def parse_args(argv):
 
 def select(pattern):
     """The entries of which a name or alias matches `pattern`; ConfigError if there are none."""
-    found = [entry for entry in entries() if fnmatch.filter(map(normal_form, entry.names), normal_form(pattern))]
+    forms = (normal_form(pattern), pattern.lower())  # in the latter '-' still stands for a range in brackets
+    found = [entry for entry in entries() if any(fnmatch.filter(map(normal_form, entry.names), form) for form in forms)]
     if not found:
         raise ConfigError(f"no weight has a name or alias like '{pattern}'; without a pattern all are listed")
     return found
@@ -98,16 +99,10 @@ def text(found):
         result, file = timm_result(entry), entry.weights[0]
         measured = (f"{result.acc1:.2f}", f"{result.acc5:.2f}", str(result.pipeline))
         rows.append((entry.name, millions(entry), giga(entry), *measured, f"{file.dialect} {file.sha256}".strip()))
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if place in (0, 5, 6) else cell.rjust(width) for place, cell, width in placed
-        ).rstrip()
-        for placed in (zip(range(len(row)), row, widths) for row in rows)
-    ]
-    return "\n".join(
-        [*lines, "", "Top-1, Top-5: timm's. What others measured, and addresses: --format markdown or json"]
-    )
+    name, *numbers, pipeline, _ = (max(map(len, column)) for column in zip(*rows))
+    form = "  ".join([f"{{:{name}}}", *(f"{{:>{width}}}" for width in numbers), f"{{:{pipeline}}}", "{}"])
+    note = "Top-1, Top-5: timm's. What others measured, and addresses: --format markdown or json"
+    return "\n".join([*(form.format(*row) for row in rows), "", note])
 
 
 def markdown(found):
@@ -220,7 +215,6 @@ def write(root=ROOT):
 
 def differences(found):
     """Lines that say where an entry's numbers are not those of the model that its backbone names."""
-    prepare_cpu()
     from passl_xcit.modeling.flops import count_flops
 
     counted = {backbone: count_parameters(backbone) for backbone in dict.fromkeys(entry.backbone for entry in found)}
@@ -252,6 +246,7 @@ def main(argv=None):
         return 0
     found = select(args.pattern)
     if args.check:
+        prepare_cpu()
         lines = list(differences(found))
         print("\n".join(lines) or f"{len(found)} rows checked")
         return 1 if lines else 0
