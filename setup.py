@@ -29,6 +29,8 @@ setup(
     ],
     extras_require={
         "npu": ["paddle-custom-npu"],
+        # What tests/peers compares with; MindCV needs an environment of its own (NumPy below 2).
+        "peers": ["timm", "mmpretrain==1.2.0", "mmcv-lite", "mmengine", "safetensors"],
         "test": ["pytest>=7.4", "hypothesis>=6.80", "ruff==0.17.6"],
     },
     entry_points={"console_scripts": ["passl-xcit-train = passl_xcit_tools.train:console"]},

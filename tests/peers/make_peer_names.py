@@ -7,7 +7,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from peer import HERE, run_peer
+from peer import HERE, run
 
 MODELS = {
     "timm": [
@@ -27,7 +27,7 @@ TARGET = HERE.parent / "golden" / "peer_names.json"
 def names_of(peer, models):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "names.json"
-        run_peer(peer, *models, "--names", path)
+        run(peer, f"run_{peer}.py", *models, "--names", path)
         return json.loads(path.read_text())
 
 

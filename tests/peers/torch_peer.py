@@ -1,7 +1,5 @@
 """What the peers that run on PyTorch have in common."""
 
-import gc
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -23,9 +21,11 @@ def run(args, build, save):
     for size in args.sizes:
         _evaluate(model, args.output, size, batch)
     for size in args.train_sizes:
-        gradients = _train(model, args.output, size, batch)
-        save(name, {**model.state_dict(), **gradients}, args.output, f"gradients_{size[0]}x{size[1]}")
-        gc.collect()
+        images = _images(args.output, size, batch)
+        gradients = _train(model.train(), images, args.output / f"train_logits_{_text(size)}.npy", args.double)
+        state = model.state_dict()
+        state.update(gradients)
+        save(name, state, args.output, f"gradients_{_text(size)}")
 
 
 def shapes_of(model):
@@ -39,9 +39,13 @@ def fill(model):
     return model
 
 
+def _text(size):
+    return f"{size[0]}x{size[1]}"
+
+
 def _images(output, size, batch):
     images = random_images(batch, size)
-    np.save(output / f"images_{size[0]}x{size[1]}.npy", images)
+    np.save(output / f"images_{_text(size)}.npy", images)
     return torch.as_tensor(images)
 
 
@@ -49,14 +53,17 @@ def _evaluate(model, output, size, batch):
     model.eval()
     with torch.no_grad():
         logits = model(_images(output, size, batch))
-    np.save(output / f"logits_{size[0]}x{size[1]}.npy", logits.numpy())
+    np.save(output / f"logits_{_text(size)}.npy", logits.numpy())
 
 
-def _train(model, output, size, batch):
+def _train(model, images, logits_path, double):
     """One step's forward and backward; saves the logits, returns {parameter's name: gradient}."""
-    model.train()
+    logits = model(images)
+    np.save(logits_path, logits.detach().numpy())
+    if double:
+        logits = model.double()(images.double())
     model.zero_grad()
-    logits = model(_images(output, size, batch))
-    F.cross_entropy(logits, torch.as_tensor(labels(batch))).backward()
-    np.save(output / f"train_logits_{size[0]}x{size[1]}.npy", logits.detach().numpy())
-    return {name: parameter.grad for name, parameter in model.named_parameters()}
+    F.cross_entropy(logits, torch.as_tensor(labels(len(images)))).backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    model.float()
+    return gradients
