@@ -12,12 +12,14 @@ M = N + 1 tokens with the class token, C channels of a token, h heads, d = C / h
 """
 
 import math
+import re
 
 import numpy as np
 from fill_by_name import fill_by_name
 
 IBM_MATHS = {"input_scaling": "bicubic", "act": "gelu", "block_norm_eps": 1e-6}
 STRIDES_AND_PADDINGS = {12: ((4, 3), (3, 0), (1, 1)), 16: ((4, 3), (2, 1), (2, 1))}  # of the dagger models
+ADDED = re.compile(r"^patch_embed|^cls_token|^pos_embed|attn\.proj\.|mlp\.fc2\.|projs\.\d\.2\.")
 erf = np.frompyfunc(math.erf, 1, 1)
 
 
@@ -27,6 +29,11 @@ def crossvit_weights(shapes):
     for name in ("pos_embed.0", "pos_embed.1"):
         weights[name] = weights[name] * math.sqrt(weights[name].size)
     return weights
+
+
+def with_small_tokens(weights):
+    """`weights` with all that makes or adds to tokens a thousandth: variances of 1e-6, where an epsilon can be seen."""
+    return {name: value * (1e-3 if ADDED.search(name) else 1) for name, value in weights.items()}
 
 
 def reference_stages(params, images, *, img_size, patch_size, depth, num_heads, **maths):
@@ -168,29 +175,29 @@ GELUS = {"gelu": exact_gelu, "gelu_tanh": tanh_gelu}
 
 
 def scale(images, side, scaling):
-    """[B, I, H, W] -> [B, I, side, side], one pixel after the other, both axes in turn."""
-    line = {"bicubic": bicubic_line, "bilinear_aligned": bilinear_aligned_line}[scaling]
+    """[B, I, H, W] -> [B, I, side, side]: the columns, then the rows."""
+    scaled = {"bicubic": bicubic, "bilinear_aligned": bilinear_aligned}[scaling]
     if images.shape[2:] == (side, side):
         return images
-    columns = np.stack([line(images, place, side) for place in range(side)], axis=3)
-    return np.stack([line(columns.swapaxes(2, 3), place, side) for place in range(side)], axis=2)
+    return scaled(scaled(images, side).swapaxes(2, 3), side).swapaxes(2, 3)
 
 
-def bicubic_line(x, place, length):
-    """Pixel `place` of x's last axis scaled to `length`; Keys' kernel with a = -3/4, the edge pixel goes on."""
-    centre = (place + 0.5) * x.shape[-1] / length - 0.5
-    pixel = 0.0
-    for source in range(math.floor(centre) - 1, math.floor(centre) + 3):
-        t = abs(centre - source)
-        weight = 1.25 * t**3 - 2.25 * t**2 + 1 if t <= 1 else -0.75 * t**3 + 3.75 * t**2 - 6 * t + 3
-        pixel = pixel + weight * x[..., min(max(source, 0), x.shape[-1] - 1)]
-    return pixel
+def bicubic(x, length):
+    """Four pixels of the last axis for each new one, by Keys' kernel with a = -3/4; the edge pixel goes on."""
+    centre = (np.arange(length) + 0.5) * x.shape[-1] / length - 0.5
+    scaled = 0.0
+    for offset in (-1, 0, 1, 2):
+        source = np.floor(centre).astype(int) + offset
+        t = np.abs(centre - source)
+        weight = np.where(t <= 1, 1.25 * t**3 - 2.25 * t**2 + 1, -0.75 * t**3 + 3.75 * t**2 - 6 * t + 3)
+        scaled = scaled + weight * x[..., source.clip(0, x.shape[-1] - 1)]
+    return scaled
 
 
-def bilinear_aligned_line(x, place, length):
-    """Pixel `place` of x's last axis scaled to `length`, where first and last pixels stay first and last."""
-    centre = place * (x.shape[-1] - 1) / (length - 1)
-    left = min(math.floor(centre), x.shape[-1] - 2)
+def bilinear_aligned(x, length):
+    """The two pixels of the last axis beside each new one; the first stays the first and the last the last."""
+    centre = np.linspace(0, x.shape[-1] - 1, length)
+    left = np.floor(centre).astype(int).clip(0, x.shape[-1] - 2)
     return (left + 1 - centre) * x[..., left] + (centre - left) * x[..., left + 1]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fill_by_name import fill_by_name, formula_images
-from reference_crossvit import crossvit_weights
+from reference_crossvit import crossvit_weights, with_small_tokens
 
 SMALL = {
     "img_size": [48, 32],
@@ -122,8 +122,8 @@ def write_timm():
 # MindCV
 
 
-def mindcv_model():
-    """MindCV's crossvit_9 in float32, filled by IBM's names."""
+def mindcv_logits(change, shape):
+    """What MindCV's crossvit_9 in float32, with the `change` of weights filled by IBM's names, makes of a batch."""
     import mindcv
     import mindspore
 
@@ -131,10 +131,10 @@ def mindcv_model():
     parameters = dict(model.parameters_and_names())
     shapes = {name_of_mindcv(key): value.shape for key, value in parameters.items()}
     assert len(shapes) == len(parameters)
-    weights = crossvit_weights(shapes)
+    weights = change(crossvit_weights(shapes))
     for key, parameter in parameters.items():
         parameter.set_data(mindspore.Tensor(weights[name_of_mindcv(key)].astype("float32")))
-    return model
+    return rounded(model(mindspore.Tensor(batch_of(shape).astype("float32"))).asnumpy(), 6)
 
 
 def name_of_mindcv(name):
@@ -147,16 +147,17 @@ def write_mindcv():
     import mindcv
     import mindspore
 
-    model = mindcv_model()
-    logits = [
-        rounded(model(mindspore.Tensor(batch_of(shape).astype("float32"))).asnumpy(), 6) for shape in MINDCV_IMAGES
-    ]
+    cases = {"crossvit_9_240": dict, "small_tokens": with_small_tokens}
     source = {
         "source": "mindcv.models.crossvit (Apache-2.0), in float32, weights by tests/reference_crossvit.py",
         "mindcv": mindcv.__version__,
         "mindspore": mindspore.__version__,
     }
-    write("mindcv", source, {"crossvit_9_240": {"images": MINDCV_IMAGES, "logits": logits}})
+    goldens = {
+        name: {"images": MINDCV_IMAGES, "logits": [mindcv_logits(change, shape) for shape in MINDCV_IMAGES]}
+        for name, change in cases.items()
+    }
+    write("mindcv", source, goldens)
 
 
 def write(program, source, cases):

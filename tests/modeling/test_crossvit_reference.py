@@ -1,7 +1,7 @@
 """The textbook CrossViT computes what timm's and MindCV's compute, and the package's what the textbook says."""
 
 import json
-import re
+import math
 import sys
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fill_by_name import fill_by_name, formula_images
-from reference_crossvit import crossvit_weights, reference_logits, reference_stages
+from reference_crossvit import crossvit_weights, reference_logits, reference_stages, with_small_tokens
 
 from passl_xcit.modeling.architectures import Classification
 from passl_xcit.modeling.backbones.crossvit import CrossViT
@@ -21,7 +21,7 @@ from passl_xcit.utils.registry import BACKBONES
 
 GOLDEN_DIR = Path(__file__).resolve().parents[1] / "golden"
 TIMM = json.loads((GOLDEN_DIR / "crossvit_timm.json").read_text())["cases"]
-MINDCV = json.loads((GOLDEN_DIR / "crossvit_mindcv.json").read_text())["cases"]["crossvit_9_240"]
+MINDCV = json.loads((GOLDEN_DIR / "crossvit_mindcv.json").read_text())["cases"]
 OUTPUTS, GRADIENTS = 1e-5, 1e-4  # largest relative errors in float32
 NO_GRADIENT = 1e-6  # of the largest gradient's norm; a key's bias has none, for softmax does not see what all keys have
 CLASSES = 10
@@ -43,7 +43,6 @@ SMALL = {
     "num_heads": [2, 3],
     "mlp_ratio": [2, 3],
 }
-ADDED = re.compile(r"^patch_embed|^cls_token|^pos_embed|attn\.proj\.|mlp\.fc2\.|projs\.\d\.2\.")  # to the tokens
 MODELS = {  # arguments of CrossViT, and the shape of its images
     "native size": (SMALL, (2, 3, 36, 36)),
     "size of the other branch": (SMALL, (2, 3, 32, 32)),
@@ -133,10 +132,11 @@ def test_the_textbook_computes_timms_logits(name):
 @pytest.mark.slow
 def test_the_textbook_with_mindcvs_maths_computes_mindcvs_logits():
     """MindCV computes in float32."""
-    model, weights = filled(BACKBONES.build({"name": "crossvit_9_240"}))
+    weights = filled(BACKBONES.build({"name": "crossvit_9_240"}))[1]
     config = {"img_size": (240, 224), "patch_size": (12, 16), "depth": [[1, 3]] * 3, "num_heads": (4, 4)}
-    found = reference_logits(weights, float_images(MINDCV["images"][1]), **config, **CrossViT.MATHS["mindcv"])
-    assert_close(found, MINDCV["logits"][1], 1e-5)
+    case = MINDCV["crossvit_9_240"]
+    found = reference_logits(weights, float_images(case["images"][1]), **config, **CrossViT.MATHS["mindcv"])
+    assert_close(found, case["logits"][1], 1e-5)
 
 
 # CrossViT and the programs.
@@ -170,26 +170,39 @@ def test_crossvit_has_timms_gradients_in_training(name):
         assert np.linalg.norm(found[key]) == pytest.approx(norm, rel=GRADIENTS, abs=none), key
 
 
-@pytest.fixture(scope="module")
-def crossvit_9():
-    return filled(BACKBONES.build({"name": "crossvit_9_240"}))[0]
+@pytest.fixture(scope="module", params=MINDCV)
+def crossvit_9(request):
+    """A crossvit_9_240 with one of the two sets of weights that MindCV's got, and MindCV's results."""
+    model, weights = filled(BACKBONES.build({"name": "crossvit_9_240"}))
+    if request.param == "small_tokens":
+        model, _ = filled(model.backbone, with_small_tokens(weights))
+    return model, MINDCV[request.param]
 
 
-@pytest.mark.parametrize("number", range(len(MINDCV["images"])))
+def logits_with_maths(crossvit_9, number, **options):
+    model, case = crossvit_9
+    model.backbone.set_maths(**{**CrossViT.MATHS["mindcv"], **options})
+    with paddle.no_grad():
+        return model(as_float32(float_images(case["images"][number])))
+
+
+@pytest.mark.parametrize("number", range(3))
 def test_crossvit_with_mindcvs_maths_computes_mindcvs_logits(crossvit_9, number):
-    crossvit_9.backbone.set_maths(**CrossViT.MATHS["mindcv"])
-    with paddle.no_grad():
-        logits = crossvit_9(as_float32(float_images(MINDCV["images"][number])))
-    assert_close(logits, MINDCV["logits"][number], OUTPUTS)
+    assert_close(logits_with_maths(crossvit_9, number), crossvit_9[1]["logits"][number], OUTPUTS)
 
 
-@pytest.mark.parametrize(("option", "error"), [("input_scaling", 1e-2), ("act", 5e-5)])
-def test_mindcvs_logits_need_each_of_its_maths(crossvit_9, option, error):
-    """All but block_norm_eps, which shows only where tokens are small; the textbook tests it below."""
-    crossvit_9.backbone.set_maths(**{**CrossViT.MATHS["mindcv"], option: {"act": "gelu"}.get(option, "bicubic")})
-    with paddle.no_grad():
-        logits = crossvit_9(as_float32(float_images(MINDCV["images"][0]))).numpy()
-    assert np.abs(logits - MINDCV["logits"][0]).max() > error
+@pytest.mark.parametrize(
+    ("crossvit_9", "option", "ibms"),
+    [
+        ("crossvit_9_240", "input_scaling", "bicubic"),
+        ("crossvit_9_240", "act", "gelu"),
+        ("small_tokens", "block_norm_eps", 1e-6),
+    ],
+    indirect=["crossvit_9"],
+)
+def test_mindcvs_logits_need_each_of_its_maths(crossvit_9, option, ibms):
+    error = logits_with_maths(crossvit_9, 0, **{option: ibms}).numpy() - crossvit_9[1]["logits"][0]
+    assert np.abs(error).max() > 10 * OUTPUTS * np.abs(crossvit_9[1]["logits"][0]).max()
 
 
 # CrossViT and the textbook.
@@ -209,31 +222,31 @@ def test_crossvit_computes_the_textbooks_stages(name):
 
 @pytest.mark.parametrize("name", ["wide images", "dagger", "mindcv's maths"])
 def test_crossvit_has_the_textbooks_gradients(name):
-    """Along a random direction of every parameter; the textbook's by central differences."""
+    """Along a random direction of every layer's parameters; the textbook's by central differences."""
     config, shape = MODELS[name]
     images = float_images(shape)[:1]
     model, weights = filled(CrossViT(**config))
     cotangent = cotangent_of((1, CLASSES))
 
-    def objective(name, step):
-        changed = {**weights, name: weights[name] + step}
+    def objective(steps, factor):
+        changed = {**weights, **{name: weights[name] + factor * step for name, step in steps.items()}}
         return (reference_logits(changed, images, **textbook_config(config)) * cotangent).sum()
 
     found = gradients(model, images)
     none = NO_GRADIENT * max(np.linalg.norm(gradient) for gradient in found.values())
-    for key, gradient in found.items():
-        direction = np.random.default_rng(1).normal(size=gradient.shape)
-        expected = (objective(key, 1e-5 * direction) - objective(key, -1e-5 * direction)) / 2e-5
-        error, norm = abs((gradient * direction).sum() - expected), np.linalg.norm(gradient)
-        assert error < GRADIENTS * norm + none, f"{key}: off by {error:.1e}, where the gradient's norm is {norm:.1e}"
+    random = np.random.default_rng(1)
+    for layer in sorted({name.rpartition(".")[0] for name in found}):
+        steps = {name: random.normal(size=found[name].shape) for name in found if name.rpartition(".")[0] == layer}
+        expected = (objective(steps, 1e-5) - objective(steps, -1e-5)) / 2e-5
+        error = abs(sum((found[name] * step).sum() for name, step in steps.items()) - expected)
+        norm = math.hypot(*(np.linalg.norm(found[name]) for name in steps))
+        assert error < GRADIENTS * norm + none, f"{layer}: off by {error:.1e}, where the gradient's norm is {norm:.1e}"
 
 
 @pytest.mark.parametrize(("eps", "wrong"), [(1e-6, 1e-7), (1e-7, 1e-6)])
 def test_block_norm_eps_is_that_of_the_norms_in_the_blocks_and_in_the_fusion_only(eps, wrong):
-    """Seen with tokens of a variance of about 1e-6: whatever is added to them is made small."""
     config = {**SMALL, "block_norm_eps": eps}
-    weights = filled(CrossViT(**config))[1]
-    weights = {name: array * (1e-3 if ADDED.search(name) else 1) for name, array in weights.items()}
+    weights = with_small_tokens(filled(CrossViT(**config))[1])
     model, _ = filled(CrossViT(**config), weights)
     images = float_images((2, 3, 36, 36))
     right, other = (
@@ -270,6 +283,30 @@ def test_both_class_tokens_set_out_at_the_same_time(branch):
     assert np.abs(after[branch][:, 0].numpy() - before[branch][:, 0].numpy()).max() > 1e-2
     np.testing.assert_array_equal(after[branch][:, 1:].numpy(), before[branch][:, 1:].numpy())
     np.testing.assert_array_equal(after[1 - branch].numpy(), before[1 - branch].numpy())
+
+
+ALL = 1 - 1e-9  # a rate at which everything is dropped
+
+
+def test_stochastic_depth_skips_both_halves_of_a_block_and_the_visit():
+    config = {**SMALL, "depth": [[1, 2]]}
+    model, weights = filled(CrossViT(**config, drop_path_rate=ALL))
+    model.train()
+    shorter, _ = filled(CrossViT(**{**SMALL, "depth": [[1, 1]]}), weights)
+    attended = [fusion.attn.proj for fusion in shorter.backbone.blocks[0].fusion]
+    for layer in attended:
+        layer.weight.set_value(paddle.zeros_like(layer.weight))
+        layer.bias.set_value(paddle.zeros_like(layer.bias))
+    images = as_float32(float_images((2, 3, 36, 36)))
+    for found, branch in zip(model.backbone.extract(images, "block_0"), shorter.backbone.extract(images, "block_0")):
+        np.testing.assert_array_equal(found.numpy(), branch.numpy())
+
+
+def test_dropout_drops_the_embedded_tokens_and_what_the_blocks_add():
+    model, _ = filled(CrossViT(**SMALL, drop_rate=ALL))
+    model.train()
+    for tokens in model.backbone.extract(as_float32(float_images((2, 3, 36, 36))), "block_0"):
+        np.testing.assert_array_equal(tokens[:, 1:].numpy(), np.zeros(tokens[:, 1:].shape))
 
 
 def test_the_order_of_the_patches_is_in_the_position_embeddings_alone():

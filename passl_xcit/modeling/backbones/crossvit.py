@@ -236,7 +236,7 @@ class CrossViT(Backbone):
         _check_branches(patch_size=patch_size, embed_dim=embed_dim, num_heads=num_heads, mlp_ratio=mlp_ratio)
         _check_sizes(patch_size, embed_dim, depth, num_heads, mlp_ratio, multi_conv, in_chans)
         _check_rates(drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
-        self.img_size = _branch_sizes(img_size, patch_size)
+        self.img_size = branch_sizes(img_size, patch_size)
         self.patch_size, self.in_chans, self.num_features = tuple(patch_size), in_chans, tuple(embed_dim)
         self.patch_embed = nn.LayerList(
             PatchEmbed(patch, in_chans, dim, multi_conv) for patch, dim in zip(patch_size, embed_dim)
@@ -289,8 +289,11 @@ class CrossViT(Backbone):
         return self._extract(images, "cls_token")
 
     def _extract(self, images, stage):
-        """block_i [B, M, C], class token first; after the last norm cls_token [B, C], patch_tokens [B, N, C] and
-        feature_map [B, C, S / p, S / p]: always a tuple, one for each branch."""
+        """A tuple, one tensor for each branch.
+
+        block_i [B, M, C], class token first; after the last norm cls_token [B, C], patch_tokens [B, N, C] and
+        feature_map [B, C, S / p, S / p].
+        """
         inner = stage.startswith("block_")
         blocks = int(stage.split("_")[1]) + 1 if inner else len(self.blocks)
         branches = self._embed(images)
@@ -411,7 +414,7 @@ def _check_rates(**rates):
             raise ValueError(f"{name} must lie in [0, 1), not {rate}")
 
 
-def _branch_sizes(img_size, patch_size):
+def branch_sizes(img_size, patch_size):
     """Side of each branch's image."""
     if isinstance(img_size, int):
         patch = patch_size[1]
