@@ -2,6 +2,8 @@
 
 import struct
 
+import numpy as np
+
 
 def text(value):
     return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
@@ -42,9 +44,10 @@ def program(body, protocol=4):
 
 # numpy's names and objects.
 
-RECONSTRUCT = named("numpy._core.multiarray", "_reconstruct")
-SCALAR = named("numpy._core.multiarray", "scalar")
-FROMBUFFER = named("numpy._core.numeric", "_frombuffer")
+CORE = "numpy.core" if np.__version__.startswith("1.") else "numpy._core"
+RECONSTRUCT = named(f"{CORE}.multiarray", "_reconstruct")
+SCALAR = named(f"{CORE}.multiarray", "scalar")
+FROMBUFFER = named(f"{CORE}.numeric", "_frombuffer")
 NDARRAY = named("numpy", "ndarray")
 ENCODE = named("_codecs", "encode")
 

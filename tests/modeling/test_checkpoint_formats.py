@@ -19,7 +19,7 @@ from formula_arrays import formula
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from weight_file_checks import KEYS, STORED, same
+from weight_file_checks import KEYS, STORED, bounds, same
 
 from passl_xcit.modeling import checkpoint_formats
 from passl_xcit.modeling.checkpoint_formats import (
@@ -186,7 +186,7 @@ def unprivileged():
 @pytest.fixture
 def open_folder(tmp_path):
     """A folder that another user can reach."""
-    for folder in (tmp_path, *tmp_path.parents[:2]):
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
         folder.chmod(0o755)
     return tmp_path
 
@@ -495,9 +495,9 @@ def test_safetensors_reads_what_was_written(tmp_path):
         assert file.metadata() == {"format": "pt"}
         for name, array in arrays().items():
             assert same(file.get_tensor(name), np.asarray(array, order="C"))
-    write_safetensors(tmp_path / "w.safetensors", {}, {"format": "np", "from": "x"})
+    write_safetensors(tmp_path / "w.safetensors", {"w": formula([2])}, {"format": "np", "from": "x"})
     with safe_open(tmp_path / "w.safetensors", "np") as file:
-        assert file.metadata() == {"format": "np", "from": "x"} and not list(file.keys())
+        assert file.metadata() == {"format": "np", "from": "x"} and list(file.keys()) == ["w"]
 
 
 @pytest.mark.parametrize("extension", ["pdparams", "pth", "safetensors"])
@@ -575,6 +575,16 @@ def test_an_error_while_writing_any_format_keeps_the_old_file(extension, functio
     with pytest.raises(CheckpointError, match="cannot be written: No space left on device$"):
         write_weights(path, arrays())
     assert os.listdir(tmp_path) == [path.name] and same(read_file(path), {"w": formula([3])})
+
+
+@pytest.mark.parametrize("extension", ["pdparams", "pth", "safetensors"])
+def test_40_megabytes_are_read_soon_and_held_twice_at_most(extension, tmp_path):
+    path = tmp_path / f"weights.{extension}"
+    tree = {f"w{index}": np.full((200, 100), index, "f4") for index in range(500)}
+    write_weights(path, tree)
+    with bounds(seconds=1, size=95 * 10**6):
+        read = read_file(path)
+    assert same({name: read[name] for name in tree}, tree)
 
 
 # The named arrays of a file.

@@ -10,7 +10,7 @@ import zlib
 from passl_xcit.modeling.formats.arrays import BFLOAT16, MAX_DIMS, array_of_bytes
 from passl_xcit.modeling.formats.refusals import damaged, short, unwanted
 
-MAX_VALUES = 100_000
+MAX_VALUES = 20_000
 _CRC = b"crc_num"  # followed by the checksum of all before it in ten bytes; written with crc_check=True only
 _TAG, _TENSOR, _MAP = 1, 2, 3
 _DIMS, _TYPE, _CONTENT = 1, 2, 3

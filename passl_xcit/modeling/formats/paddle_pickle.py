@@ -60,7 +60,7 @@ class _PaddleMachine(Machine):
         **numpy_pickle.NAMES,
         ("builtins", "tuple"): Function(_make_tuple),
         ("__builtin__", "tuple"): Function(_make_tuple),
-        }
+    }
     refusals = {("builtins", "eval"): _CALL_EVAL, ("__builtin__", "eval"): _CALL_EVAL}
 
 

@@ -12,8 +12,8 @@ import struct
 from passl_xcit.modeling.formats.refusals import PLAIN, damaged, short, unwanted
 from passl_xcit.utils.errors import CheckpointError
 
-MAX_OPCODES = 1_000_000
-MAX_VALUES = 250_000
+MAX_OPCODES = 500_000
+MAX_VALUES = 150_000
 MAX_DEPTH = 16
 # Among wider integers a file could choose keys that all collide in the dictionary.
 MAX_KEY = 2**24

@@ -9,8 +9,8 @@ import safetensors.numpy
 from passl_xcit.modeling.formats.arrays import BFLOAT16, array_of_bytes, code_of
 from passl_xcit.modeling.formats.refusals import damaged, short, unwanted
 
-# The library allows headers of 100 MB, which make objects of a gigabyte; 4 MB describe 40,000 tensors.
-MAX_HEADER = 2**22
+# The library allows headers of 100 MB, which make objects of a gigabyte; 1 MB describes 10,000 tensors.
+MAX_HEADER = 2**20
 # Without U16: it would be taken for Paddle's bfloat16.
 _TYPES = {
     "BOOL": "b1",

@@ -110,6 +110,7 @@ class TorchMachine(Machine):
     def __init__(self, data, name, storages, position=0):
         super().__init__(data, name, position)
         self.storages = storages
+        self.budget += 8 * sum(map(len, storages.values()))
         self.codes = {}
 
     def bytes_of(self, storage, itemsize):

@@ -316,8 +316,8 @@ BAD_STRUCTURES = {
     "17 dicts in each other": (b"".join(b"}" + text("k") for _ in range(17)) + b"N" + b"s" * 17, "nests deeper"),
     "a list in itself": (b"]\x94h\x00a", "nests deeper than 16"),
     "2**200 lists": (b"(]" + DOUBLING + b"t", "nests deeper than 16"),
-    "100 lists of 100 lists of ...": (b"(]" + HUNDREDFOLD + b"t", "over 250,000 values"),
-    "a million opcodes": (b"N" * 1_100_000, "more than 1,000,000 pickle opcodes"),
+    "100 lists of 100 lists of ...": (b"(]" + HUNDREDFOLD + b"t", "over 150,000 values"),
+    "600,000 opcodes": (b"N" * 600_000, "more than 500,000 pickle opcodes"),
     "a megabyte 1,000 times as bytes": (b"](" + MEGABYTE + b"\x94" + b"h\x00" * 1000 + b"e", "many times its own size"),
     "a megabyte 1,000 times as arrays": (
         MEGABYTE + b"\x94](" + array(shape(2**18), content=b"h\x00") * 1000 + b"e", "many times its own size"
@@ -530,8 +530,8 @@ def test_2000_damaged_files_are_read_or_refused():
 
 
 @pytest.mark.slow
-def test_200000_damaged_files_are_read_or_refused():
-    assert fuzz(200_000)
+def test_50000_damaged_files_are_read_or_refused():
+    assert fuzz(50_000)
 
 
 def test_100_megabytes_are_read_in_well_under_a_second():

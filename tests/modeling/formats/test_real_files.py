@@ -1,4 +1,4 @@
-"""Files of the real programs: read as they were saved, refused when cut, and read or refused when mutated.
+"""Files of the real programs: read as they were saved.
 
 The files were made by `tests/golden/make_format_goldens.py`.
 """
