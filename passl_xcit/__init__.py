@@ -1,6 +1,33 @@
-"""XCiT on PaddlePaddle, with PASSL's conventions.
+"""XCiT and CrossViT on PaddlePaddle, with PASSL's conventions.
 
-Importing the package imports nothing else, so that `passl_xcit.utils.cpu.prepare_cpu` can come before Paddle.
+The public names are here; each is imported when it is first used, so that `import passl_xcit` needs no Paddle.
 """
 
-__version__ = "0.1.0"
+import importlib
+
+__version__ = "0.2.0"
+
+_WHERE = {
+    "create_model": "modeling.factory",
+    "get_model": "modeling.factory",
+    "list_models": "modeling.factory",
+    "get_config": "modeling.factory",
+    "read_checkpoint": "modeling.state_dict",
+    "load_weights": "modeling.weights",
+    "convert_weights": "modeling.convert",
+    "CheckpointError": "utils.errors",
+    "ConfigError": "utils.errors",
+    "DataError": "utils.errors",
+    "UserError": "utils.errors",
+}
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name):
+    if name not in _WHERE:
+        raise AttributeError(f"module 'passl_xcit' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"passl_xcit.{_WHERE[name]}"), name)
+
+
+def __dir__():
+    return [*globals(), *__all__]

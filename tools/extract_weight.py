@@ -4,20 +4,18 @@ python tools/extract_weight.py outputs/epoch_400.pdparams --output model.pdparam
 python tools/extract_weight.py outputs/epoch_400.pdparams --output b.pdparams --prefix backbone --remove_prefix
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from passl_xcit.utils.command_line import make_parser  # noqa: E402
 from passl_xcit.utils.cpu import prepare_cpu  # noqa: E402
 from passl_xcit.utils.errors import exit_with_one_line  # noqa: E402
 
 
 def parse_args(argv):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="training checkpoint or weight file")
     parser.add_argument("--output", required=True, metavar="FILE", help="where the weights go")
     parser.add_argument("--prefix", default="", help="take the weights below this name only, such as backbone")

@@ -4,6 +4,7 @@ Paddle's DataLoader makes "Blocking queue is killed" of an exception in a worker
 one in its reading thread (num_workers: 0). So exceptions travel as data and are raised where the batch is asked for.
 """
 
+import contextlib
 import gc
 import traceback
 
@@ -48,9 +49,6 @@ class ImageLoader:
             num_workers=min(num_workers, usable_cores()),
             use_shared_memory=use_shared_memory,
             prefetch_factor=prefetch_factor,
-            # What a worker inherits is not its own to destroy: Paddle's readers, collected there, wait for threads
-            # that exist in the main process only.
-            worker_init_fn=lambda _: gc.freeze(),
         )
 
     def __len__(self):
@@ -63,7 +61,9 @@ class ImageLoader:
 
     def __iter__(self):
         try:
-            for images, targets, problem in self._loader:
+            with _nothing_inherited_is_collected():
+                batches = iter(self._loader)  # forks the workers
+            for images, targets, problem in batches:
                 if problem:
                     raise problem
                 yield images, targets
@@ -72,6 +72,22 @@ class ImageLoader:
                 "a data worker ended unexpectedly; if no traceback stands above, the system may have killed it for "
                 "lack of memory: try a smaller num_workers, or use_shared_memory: false"
             ) from error
+
+
+@contextlib.contextmanager
+def _nothing_inherited_is_collected():
+    """Processes forked inside collect no garbage that they inherit.
+
+    It is not theirs to destroy: one of Paddle's readers, collected in a worker, waits for ever for threads that exist
+    in the main process only. A worker may collect before any of its own code runs, so this comes before the fork.
+    """
+    frozen_before = gc.get_freeze_count()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        if not frozen_before:
+            gc.unfreeze()
 
 
 class _ErrorsAsData(Dataset):

@@ -15,8 +15,7 @@ from passl_xcit.datasets.sampler import DistributedBatchSampler  # noqa: F401
 from passl_xcit.engine.evaluator import Evaluator
 from passl_xcit.engine.trainer import Trainer, with_sync_batch_norm
 from passl_xcit.hooks import checkpoint_hook, evaluate_hook, log_hook, visual_hook  # noqa: F401
-from passl_xcit.modeling import architectures, heads  # noqa: F401
-from passl_xcit.modeling.backbones import regnet, xcit  # noqa: F401
+from passl_xcit.modeling import factory
 from passl_xcit.solver import lr_scheduler, optimizer  # noqa: F401
 from passl_xcit.utils.dist import rank, world_size
 from passl_xcit.utils.errors import ConfigError, DataError
@@ -121,7 +120,7 @@ def build_model(cfg):
     """The model, with weights that depend on `seed` only; prints its number of parameters as PASSL does."""
     paddle.seed(cfg.get("seed", 0))
     with cfg.errors_name_files():
-        model = MODELS.build(cfg["model"], "model")
+        model = factory.build(cfg["model"])
     trainable = sum(parameter.size for parameter in model.parameters() if not parameter.stop_gradient)
     logger.info(f"Number of Parameters is {format_count(trainable)}.")
     return model
@@ -153,8 +152,8 @@ def _check_val(split, node):
         raise ConfigError("an evaluation mixes no images", "dataloader.val.dataset.batch_transforms")
 
 
-def build_evaluator(cfg, model):
-    return Evaluator(model, build_loader(cfg, "val", model.num_classes))
+def build_evaluator(cfg, model, explain_chance=False):
+    return Evaluator(model, build_loader(cfg, "val", model.num_classes), explain_chance)
 
 
 def build_trainer(cfg, model):

@@ -13,8 +13,8 @@ import numpy as np
 import paddle
 
 from passl_xcit.modeling.checkpoint_formats import read_file, write_file
-from passl_xcit.modeling.state_dict import state_dict_of
-from passl_xcit.modeling.weights import set_weights
+from passl_xcit.modeling.state_dict import MATHS, state_dict_of
+from passl_xcit.modeling.weights import set_weights, switch_maths
 from passl_xcit.utils.errors import CheckpointError
 from passl_xcit.utils.logger import TRAINER, get_logger
 
@@ -37,6 +37,7 @@ def save_checkpoint(path, trainer, save_optimizer=True):
         "samples": state.samples,
         "best": dict(state.best),
         "paddle": paddle.__version__,
+        MATHS: dict(trainer.model.backbone.maths),
         **trainer.identity(),
     }
     write_file(path, tree)
@@ -62,6 +63,7 @@ def resume(path, trainer):
     _check_state(tree, trainer.iters_per_epoch, path)
     arrays = state_dict_of(tree, str(path))
     set_weights(trainer.model, arrays, path)
+    switch_maths(trainer.model, tree.get(MATHS), path)
     set_optimizer_arrays(trainer.optimizer, trainer.model, tree["optimizer"], path)
     set_weights(trainer.model, arrays, path)  # the step that made the optimizer's tensors may have decayed weights
     trainer.lr_scheduler.set_state_dict(tree["lr_scheduler"])

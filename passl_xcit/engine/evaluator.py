@@ -3,6 +3,7 @@
 import paddle
 from tqdm import tqdm
 
+from passl_xcit.engine.chance import Tally, is_chance
 from passl_xcit.metrics import TOPK, topk_correct
 from passl_xcit.utils.dist import is_main, sum_over_processes
 from passl_xcit.utils.errors import DataError
@@ -17,10 +18,12 @@ class Evaluator:
     Args:
         model: images -> logits.
         loader: an ImageLoader whose sampler does not pad.
+        explain_chance: warn of an accuracy that guessing would reach, with what speaks for which cause.
     """
 
-    def __init__(self, model, loader):
+    def __init__(self, model, loader, explain_chance=False):
         self.model, self.loader = model, loader
+        self.tally = Tally(model.num_classes) if explain_chance else None
 
     @paddle.no_grad()
     def evaluate(self, epoch=1):
@@ -38,14 +41,28 @@ class Evaluator:
             raise DataError(f"{self.loader.dataset.where}: {counts[0]:.0f} of {total} samples were evaluated")
         metrics = {f"acc{k}": 100.0 * correct / total for k, correct in zip(TOPK, counts[1:])}
         logger.info(f"Validate Epoch [{epoch}] " + ", ".join(f"{k} ({v:6.3f})" for k, v in metrics.items()))
+        if self.tally and is_chance(counts[1], total, self.model.num_classes):
+            self._warn_of_chance(metrics["acc1"])
         return metrics
+
+    def _warn_of_chance(self, acc1):
+        classes = self.model.num_classes
+        logger.warning(
+            f"acc1 {acc1:.3f} is what guessing among {classes} classes gives; the usual causes are wrong weights, "
+            "another label order, or another normalisation. What was checked:"
+        )
+        for line in self.tally.findings(self.model, self.loader.dataset.class_names):
+            logger.warning(line)
 
     def _count(self):
         """[samples seen, correct for each k] of this process."""
         seen, correct = 0, [0] * len(TOPK)
         # `disable=None` draws the bar on a terminal only.
         for images, targets in tqdm(self.loader, disable=None if is_main() else True):
-            batch = topk_correct(self.model(images), targets)
+            logits = self.model(images)
+            batch = topk_correct(logits, targets)
+            if self.tally:
+                self.tally.add(images, logits, targets)
             correct = [total + int(count.item()) for total, count in zip(correct, batch)]
             seen += len(targets)
         return [seen, *correct]

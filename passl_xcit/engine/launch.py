@@ -8,6 +8,7 @@ import paddle
 
 from passl_xcit.engine import builder
 from passl_xcit.engine.checkpoint import resume, resume_newest
+from passl_xcit.modeling.factory import is_address, local_file
 from passl_xcit.modeling.weights import load_weights
 from passl_xcit.utils import dist
 from passl_xcit.utils.config import load_config
@@ -24,7 +25,8 @@ def run(config_file, overrides=(), load=None, resume_from=None, evaluate_only=Fa
     Args:
         config_file: path of a YAML file.
         overrides: a list of `utils.config.Override`, such as `parse_override('optimizer.weight_decay=0.1')`.
-        load: weight file or checkpoint whose weights the model starts with.
+        load: weights that the model starts with: a file of any format that `load_weights` reads, or its address.
+            A training may have another number of classes than the file; an evaluation must fit exactly.
         resume_from: checkpoint to go on from, or `auto` for the newest of the output folder.
         evaluate_only: evaluate and stop; needs no training data and builds no optimizer.
         distribute: True or False insist on several processes or on one; None takes what was launched.
@@ -42,11 +44,11 @@ def run(config_file, overrides=(), load=None, resume_from=None, evaluate_only=Fa
     logger.info(f"train with paddle {paddle.__version__} on {current_place()} device")
     model = builder.build_model(cfg)
     if load:
-        load_weights(model, load)
+        load_weights(model, local_file(load), adapt=not evaluate_only)
     elif evaluate_only:
         logger.warning("no --load: the weights are untrained, and the accuracy will be that of guessing")
     if evaluate_only:
-        evaluator = builder.build_evaluator(cfg, model)
+        evaluator = builder.build_evaluator(cfg, model, explain_chance=bool(load))
         return evaluator.evaluate()
     return _train(cfg, model, resume_from)
 
@@ -81,7 +83,7 @@ def _check_options(load, resume_from, evaluate_only, distribute):
         other = "--load" if load else "--evaluate-only"
         raise ConfigError(f"--resume and {other} cannot go together: --resume takes weights and training state")
     for option, path in (("--load", load), ("--resume", None if resume_from == "auto" else resume_from)):
-        if path and not Path(path).exists():
+        if path and not is_address(path) and not Path(path).exists():
             raise CheckpointError(f"{option} {path}: there is no such file")
     processes = dist.launched_processes()
     if distribute is True and processes == 1:

@@ -17,7 +17,7 @@ Letters: N tokens, M = N + 1 tokens with the class token, C channels.
 
 from types import SimpleNamespace
 
-from passl_xcit.modeling.backbones.crossvit import MULTI_CONV, CrossViT, _branch_sizes
+from passl_xcit.modeling.backbones.crossvit import MULTI_CONV, CrossViT, branch_sizes
 from passl_xcit.modeling.backbones.regnet import SE_RATIO, RegNet, stages_of
 from passl_xcit.modeling.backbones.xcit import XCiT
 from passl_xcit.utils.registry import BACKBONES
@@ -79,7 +79,7 @@ def _class_attention_block(width, tokens, hidden, tokens_norm):
 
 
 def _crossvit(net, size):
-    sides = _branch_sizes(net.img_size, net.patch_size)
+    sides = branch_sizes(net.img_size, net.patch_size)
     tokens = [(side // patch) ** 2 + 1 for side, patch in zip(sides, net.patch_size)]  # M of each branch
     total = 0
     for branch, other in ((0, 1), (1, 0)):

@@ -60,7 +60,7 @@ RENAMES = {
             ("ca_layers.*.", "cls_attn_blocks.*."),
         ),
         "mindcv": (("head.", "head.fc_cls."),),
-        "paddle": (("head.fc_cls.", "head.fc_cls."), ("head.", "head.fc_cls.")),
+        "paddle": (("head.weight", "head.fc_cls.weight"), ("head.bias", "head.fc_cls.bias")),  # PaddleViT's
     },
     "crossvit": {
         "official": (("head.*.", "head.fc_cls.*."),),
@@ -126,9 +126,7 @@ def recognise(arrays):
     elif not torch_layout:
         dialect = "paddle"
     renames = RENAMES[family][dialect]
-    named = {_our_leaf(_renamed(name, renames)): array for name, array in arrays.items()}
-    if len(named) < len(arrays):
-        raise CheckpointError(f"two of its names are the same parameter of a {family}; it holds more than one model")
+    named = _distinct({_our_leaf(_renamed(name, renames)): array for name, array in arrays.items()}, arrays)
     counters = {name: named.pop(name) for name in list(named) if name.endswith(_COUNTER)}
     if torch_layout:
         named = {name: _transposed(name, array) for name, array in _with_joined_qkv(named).items()}
@@ -169,7 +167,13 @@ def _unwrapped(arrays):
 
 
 def _unprefixed(arrays):
-    return {name[len(_FEATURES) :] if name.startswith(_FEATURES) else name: array for name, array in arrays.items()}
+    return _distinct({name.removeprefix(_FEATURES): array for name, array in arrays.items()}, arrays)
+
+
+def _distinct(renamed, arrays):
+    if len(renamed) < len(arrays):
+        raise CheckpointError("two of its names mean the same parameter; it seems to hold more than one model")
+    return renamed
 
 
 def _prefixed(arrays):
@@ -226,7 +230,10 @@ def _with_joined_qkv(named):
     for name, array in named.items():
         match = _SPLIT_QKV.fullmatch(name)
         parts = [named.get(f"{match[1]}{letter}.{match[3]}") for letter in "qkv"] if match else [None]
-        if any(part is None or part.ndim != array.ndim or part.shape[1:] != array.shape[1:] for part in parts):
+        if any(
+            part is None or not part.ndim or part.ndim != array.ndim or part.shape[1:] != array.shape[1:]
+            for part in parts
+        ):
             joined[name] = array
         elif match[2] == "q":
             joined[f"{match[1]}qkv.{match[3]}"] = np.concatenate(parts)

@@ -1,21 +1,83 @@
-"""Loading weights strictly: all of a model or nothing of it."""
+"""Loading weights strictly: all of a model or nothing of it, from any of the file formats and dialects."""
+
+from typing import NamedTuple
 
 import numpy as np
 
+from passl_xcit.modeling.adapt import adapted
+from passl_xcit.modeling.backbones.crossvit import CrossViT
+from passl_xcit.modeling.backbones.regnet import RegNet
+from passl_xcit.modeling.backbones.xcit import XCiT
 from passl_xcit.modeling.checkpoint_formats import read_file, write_file
-from passl_xcit.modeling.state_dict import state_dict_of
+from passl_xcit.modeling.identify import looks_like
+from passl_xcit.modeling.name_maps import recognise
+from passl_xcit.modeling.state_dict import COUNTERS, MATHS, state_dict_of
 from passl_xcit.utils.errors import CheckpointError
+from passl_xcit.utils.logger import TRAINER, get_logger
 
 LINES_SHOWN = 8
+_FOR_PAPERS_MATHS = ("official", "timm", "mmpretrain")
+_BACKBONES = {"xcit": XCiT, "crossvit": CrossViT, "regnet": RegNet}
+logger = get_logger(TRAINER)
 
 
-def load_weights(model, path):
+class FileWeights(NamedTuple):
+    """Weights of a file under our names; `dialect` is None where no known model was recognised."""
+
+    arrays: dict
+    family: str = None
+    dialect: str = None
+    counters: dict = {}
+    maths: dict = {}
+
+
+def read_weights(path, ema=False):
+    """The weights in `path`, of any format and dialect, as FileWeights.
+
+    Raises:
+        CheckpointError: if the file cannot be read or holds no finite weights.
+    """
+    tree = read_file(path)
+    arrays = state_dict_of(tree, str(path), ema)
+    try:
+        known = recognise(arrays)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    maths, counters = (tree[key] if isinstance(tree.get(key), dict) else {} for key in (MATHS, COUNTERS))
+    if known is None:
+        return FileWeights(arrays, maths=maths)
+    return FileWeights(known.weights, known.family, known.dialect, {**counters, **known.counters}, maths)
+
+
+def load_weights(model, path, adapt=False, ema=False):
     """Read the weight file or training checkpoint `path` into `model`.
+
+    Files of PASSL, facebookresearch and IBM, timm, mmpretrain and MindCV are known by their content. Where a MindCV
+    file needs other maths than the paper's (see `backbone.MATHS`), the model is switched to them.
+
+    Args:
+        model: a `Classification`, or any Layer whose names the file has.
+        path: str or path.
+        adapt: accept a file with another number of classes (the head then stays as it is), other input channels
+            (the first convolution's are summed, or repeated and scaled) or, in CrossViT, another image size
+            (position embeddings are resized); each is said in one line.
+        ema: take the moving averages that the file has beside the weights.
 
     Raises:
         CheckpointError: if the file cannot be read, or names or shapes differ; the model is then unchanged.
     """
-    set_weights(model, state_dict_of(read_file(path), str(path)), path)
+    found = read_weights(path, ema)
+    arrays = _without_backbone_prefix(found.arrays, model)
+    if adapt:
+        arrays = adapted(arrays, model, path)
+    before = switch_maths(model, maths_of(found), path)
+    try:
+        set_weights(model, arrays, path)
+    except CheckpointError:
+        switch_maths(model, before, path)
+        raise
+    if found.dialect in _FOR_PAPERS_MATHS and before in [*_BACKBONES[found.family].MATHS.values()]:
+        logger.warning(f"{path}: its weights are for the paper's maths, but the model computes with {before}")
 
 
 def set_weights(model, arrays, source):
@@ -25,9 +87,13 @@ def set_weights(model, arrays, source):
     want = {name: list(tensor.shape) for name, tensor in targets.items()}
     differences = explain(have, want)
     if differences:
-        raise CheckpointError(f"{source} does not fit the model, which is left as it was:\n" + "\n".join(differences))
+        what = _identified(arrays, targets)
+        raise CheckpointError(
+            f"{source} does not fit the model, which is left as it was{what}:\n" + "\n".join(differences)
+        )
+    values = {name: _as_type_of(tensor, arrays[name], name, source) for name, tensor in targets.items()}
     for name, tensor in targets.items():
-        tensor.set_value(_as_type_of(tensor, arrays[name]).reshape(tensor.shape))
+        tensor.set_value(values[name])
 
 
 def extract_weights(checkpoint, output, prefix="", remove_prefix=False):
@@ -36,12 +102,14 @@ def extract_weights(checkpoint, output, prefix="", remove_prefix=False):
     Raises:
         CheckpointError: if a file cannot be read or written, or no name begins so.
     """
-    arrays = state_dict_of(read_file(checkpoint), str(checkpoint))
+    tree = read_file(checkpoint)
+    arrays = state_dict_of(tree, str(checkpoint))
     start = f"{prefix}." if prefix else ""
     chosen = {name: array for name, array in arrays.items() if name.startswith(start)}
     if not chosen:
         raise CheckpointError(f"{checkpoint}: no name begins with '{start}'; the first is '{next(iter(arrays))}'")
-    write_file(output, {name[len(start) :] if remove_prefix else name: array for name, array in chosen.items()})
+    named = {name[len(start) :] if remove_prefix else name: array for name, array in chosen.items()}
+    write_file(output, {**named, MATHS: tree[MATHS]} if MATHS in tree else named)
     return len(chosen)
 
 
@@ -59,8 +127,61 @@ def _shortened(lines):
     return lines if rest <= 0 else [*lines[:LINES_SHOWN], f"    ... and {rest} more of this kind"]
 
 
-def _as_type_of(tensor, array):
-    """`array`, contiguous and in the type of `tensor`; uint16 is how Paddle's files hold bfloat16."""
-    if array.dtype == np.uint16:
-        array = (array.astype("uint32") << 16).view("float32")
-    return np.ascontiguousarray(array).astype(str(tensor.dtype).rsplit(".", 1)[-1])
+def _identified(arrays, targets):
+    """The part of a refusal that names the two architectures, where they are known and differ."""
+    theirs, ours = looks_like(arrays), looks_like(targets)
+    if theirs is None:
+        return ""
+    if theirs == ours:
+        return _other_classes(arrays, targets)
+    return f" (this looks like {theirs}" + (f", the model is {ours})" if ours else ")")
+
+
+def _other_classes(arrays, targets):
+    classes = [
+        {value.shape[-1] for name, value in own.items() if name.startswith("head.") and value.shape}
+        for own in (arrays, targets)
+    ]
+    if classes[0] == classes[1] or len(classes[0]) != 1:
+        return ""
+    return f" (it has {classes[0].pop()} classes, the model {classes[1].pop()})"
+
+
+def _as_type_of(tensor, array, name, source):
+    """`array`, contiguous and in the type of `tensor`."""
+    with np.errstate(over="ignore"):
+        value = np.ascontiguousarray(array).astype(str(tensor.dtype).rsplit(".", 1)[-1]).reshape(tensor.shape)
+    if value.dtype.kind == "f" and not np.isfinite(value).all():
+        raise CheckpointError(f"{source}: {name} has values that {value.dtype} cannot hold")
+    return value
+
+
+def _without_backbone_prefix(arrays, model):
+    """For a model that is a backbone alone: its names, and no head."""
+    if any(name.startswith("backbone.") for name in model.state_dict()):
+        return arrays
+    inner = {name[9:]: array for name, array in arrays.items() if name.startswith("backbone.")}
+    return inner or arrays
+
+
+def maths_of(found):
+    """The arguments of the backbone in which these weights need another function than the paper's; {} if in none."""
+    known = _BACKBONES[found.family].MATHS if found.family in _BACKBONES else {}
+    return dict(known.get(found.dialect, found.maths))
+
+
+def switch_maths(model, wanted, path):
+    """Let `model` compute as `wanted`, {argument of the backbone: value}, says; returns the values before.
+
+    Raises:
+        CheckpointError: if the model has no such arguments or values.
+    """
+    backbone = getattr(model, "backbone", model)
+    before = getattr(backbone, "maths", {})
+    if wanted and wanted != before:
+        try:
+            backbone.set_maths(**wanted)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path}: its weights need {wanted}: {error}") from error
+        logger.info(f"{path}: its weights need {wanted}, which the model now computes with")
+    return before

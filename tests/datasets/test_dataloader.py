@@ -1,5 +1,6 @@
 """Batches: the same ones for any number of workers, and errors that a user can read from any process."""
 
+import gc
 import os
 import signal
 
@@ -235,3 +236,36 @@ def test_a_loader_reads_what_pillow_reads(folder):
     (images, _), *_ = arrays(loader_of(dataset, (2, True), batch_size=2, shuffle=False))
     expected = np.asarray(Image.open(dataset.path(1))).transpose(2, 0, 1)
     np.testing.assert_array_equal(images[1], expected)
+
+
+class Trap:
+    """Garbage that writes down which process collects it."""
+
+    def __init__(self, path):
+        self.path, self.me = path, self
+
+    def __del__(self):
+        with open(self.path, "a") as file:
+            file.write(f"{os.getpid()}\n")
+
+
+@pytest.fixture
+def collected_after_forks():
+    """Every process that this one forks collects its garbage at once."""
+    on = [True]
+    os.register_at_fork(after_in_child=lambda: on and gc.collect())
+    yield
+    on.clear()
+
+
+def test_workers_destroy_nothing_that_they_inherit(folder, tmp_path, collected_after_forks):
+    loader = loader_of(random_dataset(folder), workers=(2, True))
+    gc.disable()
+    try:
+        Trap(tmp_path / "collected")
+        arrays(loader)
+    finally:
+        gc.enable()
+    gc.collect()
+    assert (tmp_path / "collected").read_text() == f"{os.getpid()}\n"
+    assert gc.get_freeze_count() == 0

@@ -17,6 +17,7 @@ from tiny_run import json_lines, start, tiny_file, tiny_run, tiny_trainer
 from passl_xcit.engine.checkpoint import link_checkpoint, optimizer_arrays, resume, resume_newest, save_checkpoint
 from passl_xcit.hooks.checkpoint_hook import CheckpointHook
 from passl_xcit.modeling.checkpoint_formats import read_file, write_file
+from passl_xcit.modeling.weights import load_weights
 from passl_xcit.utils.errors import CheckpointError
 
 
@@ -322,3 +323,38 @@ def killed(process, folder, delay):
 
 def last_number(folder):
     return max((int(path.stem.partition("_")[2]) for path in folder.glob("iter_*.pdparams")), default=0)
+
+
+class TestMaths:
+    """Weights of MindCV need other maths than the paper's, and so does a run that began with them."""
+
+    @pytest.fixture
+    def mindcv_file(self, tmp_path):
+        model = tiny_trainer(tmp_path).model
+        model.backbone.set_maths(qk_norm=False, act="gelu_tanh")
+        arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+        write_file(tmp_path / "w.pdparams", {**arrays, "maths": model.backbone.maths})
+        return tmp_path / "w.pdparams"
+
+    def test_a_resumed_run_ends_with_the_same_weights(self, mindcv_file, tmp_path):
+        tiny_run(tmp_path, f"output_dir={tmp_path}/whole", load=mindcv_file)
+        tiny_run(tmp_path, f"output_dir={tmp_path}/parts", "epochs=1", load=mindcv_file)
+        tiny_run(tmp_path, f"output_dir={tmp_path}/parts", resume_from="auto")
+        whole, parts = (tree_of(tmp_path / name) for name in ("whole", "parts"))
+        assert whole["maths"] == parts["maths"] == {"qk_norm": False, "act": "gelu_tanh"}
+        for name, array in whole["state_dict"].items():
+            assert array.tobytes() == parts["state_dict"][name].tobytes(), name
+
+    def test_a_checkpoint_of_it_is_evaluated_with_its_maths(self, mindcv_file, tmp_path):
+        tiny_run(tmp_path, load=mindcv_file)
+        trainer = tiny_trainer(tmp_path)
+        load_weights(trainer.model, tmp_path / "out" / "epoch_2.pdparams")
+        assert trainer.model.backbone.maths == {"qk_norm": False, "act": "gelu_tanh"}
+
+    def test_maths_that_no_model_has_are_refused(self, trained, tmp_path):
+        trainer, folder = trained
+        tree = tree_of(folder)
+        for maths in ({"depth": 3}, {"act": "relu"}, {"act": 3}, {1: 2}):
+            write_file(folder / "other.pdparams", {**tree, "maths": maths})
+            with pytest.raises(CheckpointError, match=r"other.pdparams: its weights need \{.*\}: "):
+                load_weights(trainer.model, folder / "other.pdparams")

@@ -18,7 +18,7 @@ from tiny_run import ROOT, json_lines, start, tiny_file, tiny_run
 sys.path.insert(0, str(ROOT / "tools"))
 import train
 
-from passl_xcit.utils.errors import exit_with_one_line
+from passl_xcit.utils.errors import ConfigError, exit_with_one_line
 
 
 @pytest.fixture
@@ -256,5 +256,5 @@ class TestRefused:
 
     def test_with_a_debug_switch_the_traceback_stays(self, tmp_path, monkeypatch):
         monkeypatch.setenv("PASSL_XCIT_DEBUG", "1")
-        with pytest.raises(train.ConfigError):
+        with pytest.raises(ConfigError):
             exit_with_one_line(train.main, ["-c", str(tmp_path / "nowhere.yaml")])

@@ -1,0 +1,52 @@
+"""What the command lines of the tools have in common."""
+
+import argparse
+from pathlib import Path
+
+from passl_xcit.utils.config import Override, parse_override
+from passl_xcit.utils.errors import ConfigError
+
+
+def make_parser(description):
+    """A parser that shows `description` as it is written and takes no shortened flags."""
+    form = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=description, formatter_class=form, allow_abbrev=False)
+
+
+def not_empty(text):
+    """A type for arguments: an unset variable of a shell script is an empty text."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, not an empty text")
+    return text
+
+
+def add_override_options(parser):
+    """`-o`, `--output_dir` and `--data_dir`, for `overrides_of`."""
+    parser.add_argument(
+        "-o",
+        "--override",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="replace a value of the config, such as -o dataloader.val.sampler.batch_size=64; repeatable",
+    )
+    parser.add_argument(
+        "--output_dir", type=not_empty, metavar="DIR", help="where checkpoints and logs go (config: outputs)"
+    )
+    parser.add_argument(
+        "--data_dir", type=not_empty, metavar="DIR", help="folder with train/ and val/, instead of the config's"
+    )
+
+
+def overrides_of(args, splits=("train", "val")):
+    """The overrides of `-o`, and --output_dir and --data_dir (for these splits) as more of them."""
+    overrides = [parse_override(text) for text in args.override]
+    if args.output_dir:
+        overrides.append(Override("output_dir", args.output_dir, "--output_dir"))
+    if args.data_dir:
+        if not Path(args.data_dir).is_dir():
+            raise ConfigError(f"--data_dir {args.data_dir}: there is no such folder")
+        for split in splits:
+            folder = str(Path(args.data_dir) / split)
+            overrides.append(Override(f"dataloader.{split}.dataset.dataroot", folder, "--data_dir"))
+    return overrides

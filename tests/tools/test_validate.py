@@ -1,0 +1,114 @@
+"""The command line of tools/validate.py, in the forms of mmpretrain's and MindCV's pages."""
+
+import functools
+import http.server
+import re
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tiny_run import ROOT, tiny_file, tiny_run
+
+sys.path.insert(0, str(ROOT / "tools"))
+import validate
+
+from passl_xcit.utils.errors import exit_with_one_line
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(config, checkpoint, data folder) of a tiny run, and the accuracy that its own evaluation printed."""
+    folder = tmp_path_factory.mktemp("trained")
+    best = tiny_run(folder, "epochs=1", f"output_dir={folder}/out")
+    return tiny_file(folder), folder / "out" / "latest.pdparams", folder, best
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """(exit code, stdout, stderr) of `tools/validate.py <arguments>`, run in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PASSL_XCIT_HOME", str(tmp_path / "cache"))
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as exit:
+            exit_with_one_line(validate.main, [str(argument) for argument in arguments])
+        output, errors = capsys.readouterr()
+        return exit.value.code or 0, output, errors
+
+    return call
+
+
+def accuracy(output):
+    return re.search(r"Validate Epoch \[1\] acc1 \((.*?)\)", output).group(1)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda config, checkpoint, data: (config, checkpoint),
+        lambda config, checkpoint, data: ("-c", config, "--data_dir", data, "--ckpt_path", checkpoint),
+        lambda config, checkpoint, data: ("--config", config, "--data_dir", data, "--load", checkpoint),
+        lambda config, checkpoint, data: (config, "--ckpt_path", checkpoint),
+        lambda config, checkpoint, data: ("-c", config, checkpoint),
+        lambda config, checkpoint, data: ("--data_dir", data, config, checkpoint, "-o", "seed=3"),
+    ],
+)
+def test_every_form_evaluates(form, run, trained, tmp_path):
+    config, checkpoint, data, _ = trained
+    code, output, errors = run(*form(config, checkpoint, data))
+    assert code == 0, errors
+    assert accuracy(output) == accuracy(run(config, checkpoint)[1])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_may_be_an_address(run, trained, tmp_path):
+    config, checkpoint, _, _ = trained
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(checkpoint.parent))
+    handler.log_message = lambda *arguments: None
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_address[1]}/{checkpoint.name}"
+    try:
+        first = run(config, address)
+    finally:
+        server.shutdown()
+    assert first[0] == 0, first[2]
+    assert accuracy(first[1]) == accuracy(run(config, checkpoint)[1])
+    assert accuracy(run(config, address)[1]) == accuracy(first[1]), "the second time it is there"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "give the config once: there is none; see --help"),
+        (("CONFIG",), "give the checkpoint once: there is none; see --help"),
+        (("-c", "CONFIG"), "give the checkpoint once: there is none; see --help"),
+        (("CONFIG", "CHECKPOINT", "--ckpt_path", "CHECKPOINT"), "give the checkpoint once: it was given twice"),
+        (("CONFIG", "CHECKPOINT", "-c", "CONFIG"), "give the config once: it was given twice"),
+        (("CONFIG", "nothing.pth"), "nothing.pth: there is no such file"),
+        (("CONFIG", "CHECKPOINT", "--data_dir", "nowhere"), "--data_dir nowhere: there is no such folder"),
+        (
+            ("CONFIG", "CHECKPOINT", "-o", "model.head.num_classes=4"),
+            r"left as it was \(it has 3 classes, the model 4\):",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(arguments, message, run, trained):
+    names = {"CONFIG": trained[0], "CHECKPOINT": trained[1]}
+    code, _, errors = run(*(names.get(argument, argument) for argument in arguments))
+    assert code != 0
+    assert re.match(r"error: ", errors) and re.search(message, errors), errors
+
+
+def test_weights_of_another_number_of_classes_are_refused(run, trained, tmp_path):
+    from passl_xcit.modeling.checkpoint_formats import read_file, write_file
+
+    tree = read_file(trained[1])["state_dict"]
+    tree = {name: array[..., :2] if name.startswith("head.") else array for name, array in tree.items()}
+    write_file(tmp_path / "two.pdparams", tree)
+    code, _, errors = run(trained[0], tmp_path / "two.pdparams")
+    assert code == 1 and "two.pdparams does not fit the model" in errors and "head.fc_cls.weight: file [" in errors

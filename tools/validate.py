@@ -1,0 +1,57 @@
+"""Evaluate weights.
+
+python tools/validate.py CONFIG.yaml CHECKPOINT                                    as mmpretrain's tools/test.py
+python tools/validate.py -c CONFIG.yaml --data_dir DIR --ckpt_path CHECKPOINT      as MindCV's validate.py
+
+CHECKPOINT is a file of PASSL, facebookresearch, IBM, timm, mmpretrain or MindCV, in any of their formats, or its
+address. DIR holds val/ with a folder of images a class. Without a checkpoint nothing is evaluated.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from passl_xcit.utils.command_line import add_override_options, make_parser, not_empty, overrides_of  # noqa: E402
+from passl_xcit.utils.cpu import prepare_cpu  # noqa: E402
+from passl_xcit.utils.errors import ConfigError, exit_with_one_line  # noqa: E402
+
+
+def parse_args(argv):
+    parser = make_parser(__doc__)
+    parser.add_argument("config", nargs="?", type=not_empty, metavar="CONFIG", help="config file")
+    parser.add_argument("checkpoint", nargs="?", type=not_empty, metavar="CHECKPOINT", help="weights to evaluate")
+    parser.add_argument("-c", "--config", "--config-file", dest="c", type=not_empty, metavar="CONFIG", help="the same")
+    parser.add_argument(
+        "--ckpt_path", "--load", dest="ckpt_path", type=not_empty, metavar="CHECKPOINT", help="the same"
+    )
+    add_override_options(parser)
+    return parser.parse_args(argv)
+
+
+def one_of(positional, flag, name):
+    """The value that was given, as an argument or with a flag; ConfigError for none or both."""
+    if (positional is None) == (flag is None):
+        raise ConfigError(f"give the {name} once: {'it was given twice' if flag else 'there is none; see --help'}")
+    return positional or flag
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    if args.c and args.config and args.checkpoint is None:  # -c CONFIG CHECKPOINT
+        args.config, args.checkpoint = None, args.config
+    config = one_of(args.config, args.c, "config")
+    checkpoint = one_of(args.checkpoint, args.ckpt_path, "checkpoint")
+    prepare_cpu()
+    from passl_xcit.engine.launch import run
+
+    run(config, overrides_of(args, splits=("val",)), load=checkpoint, evaluate_only=True)
+
+
+def console():
+    """The command `passl-xcit-validate`."""
+    exit_with_one_line(main)
+
+
+if __name__ == "__main__":
+    console()
