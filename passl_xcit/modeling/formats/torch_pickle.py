@@ -9,8 +9,9 @@ from math import prod
 import numpy as np
 
 from passl_xcit.modeling.formats import numpy_pickle
-from passl_xcit.modeling.formats.arrays import BFLOAT16, check_shape, own_array, stored_dtype
+from passl_xcit.modeling.formats.arrays import BFLOAT16, MAX_SIZE, check_shape, own_array, stored_dtype
 from passl_xcit.modeling.formats.pickle_machine import Function, Machine, StandIn
+from passl_xcit.modeling.formats.refusals import short
 
 STORAGES = {
     "Float": "f4",
@@ -117,7 +118,8 @@ class TorchMachine(Machine):
         raw = self.storages.get(storage.key)
         if raw is None or len(raw) != storage.numel * itemsize:
             has = "lacks it" if raw is None else f"has {len(raw)} bytes"
-            raise self.damaged(f"wants {storage.numel} numbers of {itemsize} bytes in storage {storage.key}, but {has}")
+            wants = f"{storage.numel} numbers of {itemsize} bytes in storage {short(storage.key)}"
+            raise self.damaged(f"wants {wants}, but {has}")
         return raw
 
     def build(self):
@@ -135,8 +137,10 @@ class TorchMachine(Machine):
         if len(identity) not in (5, 6) or identity[5:] not in ((), (None,)):
             raise self.unwanted("has a storage in an unusual form")
         _, kind, key, _, numel, *_ = identity
-        if type(kind) is not _StorageType or type(key) is not str or type(numel) is not int or numel < 0:
+        if type(kind) is not _StorageType or type(key) is not str or type(numel) is not int:
             raise self.unwanted("has a storage in an unusual form")
+        if not 0 <= numel <= MAX_SIZE:
+            raise self.damaged("has a storage of less than 0 or more than 2**40 numbers")
         self.codes[key] = kind.code
         self.push(_Storage(kind.code, key, numel))
 

@@ -8,7 +8,7 @@ import struct
 import zipfile
 import zlib
 
-from passl_xcit.modeling.formats.refusals import damaged, unwanted
+from passl_xcit.modeling.formats.refusals import damaged, short, unwanted
 from passl_xcit.modeling.formats.torch_pickle import TorchMachine
 from passl_xcit.utils.errors import CheckpointError
 
@@ -49,7 +49,7 @@ def _members(data, name):
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             found = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error) as error:
-        raise damaged(name, f"has no sound zip directory ({error})") from None
+        raise damaged(name, f"has no sound zip directory: {short(str(error))}") from None
     members = {info.filename: info for info in found}
     if len(members) != len(found):
         raise damaged(name, "has two members of one name")
@@ -63,13 +63,13 @@ def _bytes_of(data, info, name):
     start = info.header_offset
     header = data[start : start + 30]
     if start < 0 or len(header) < 30 or header[:4] != b"PK\3\4":
-        raise damaged(name, f"has no member {info.filename!a} where its directory says")
+        raise damaged(name, f"has no member {short(info.filename)} where its directory says")
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-        raise unwanted(name, f"has a compressed or encrypted member {info.filename!a}")
+        raise unwanted(name, f"has a compressed or encrypted member {short(info.filename)}")
     path, extra = struct.unpack("<HH", header[26:])
     content = memoryview(data)[start + 30 + path + extra :][: info.file_size]
     if len(content) != info.file_size or zlib.crc32(content) != info.CRC:
-        raise damaged(name, f"has a member {info.filename!a} that differs from its checksum")
+        raise damaged(name, f"has a member {short(info.filename)} that differs from its checksum")
     return content
 
 
@@ -77,5 +77,5 @@ def _storages(records, name):
     storages = {path[len("data/") :]: content for path, content in records.items() if path.startswith("data/")}
     odd = [key for key in storages if not (key.isascii() and key.isdigit())]
     if odd:
-        raise damaged(name, f"has a storage named {odd[0]!a}, which is not a number")
+        raise damaged(name, f"has a storage named {short(odd[0])}, which is not a number")
     return storages

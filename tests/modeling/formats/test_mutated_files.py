@@ -150,6 +150,7 @@ def fuzz(count, mutated):
     for _ in range(count):
         path = rng.choice(FILES)
         known = rng.random() < 0.7
+        mutated.unlink(missing_ok=True)  # some file systems wait for the disk when an old file is cut
         mutated.write_bytes(mutate_knowingly(path, contents[path], rng) if known else mutate(contents[path], rng))
         start = time.process_time()
         try:

@@ -141,10 +141,11 @@ BAD_ARCHIVES = {
     "directory cut": (SOUND[:-60] + SOUND[END:], "no sound zip directory"),
     "end cut": (SOUND[:-10], "no sound zip directory"),
     "no directory": (SOUND[:200], "no sound zip directory"),
-    "version 9.9": (with_entry(SOUND, b"archive/data/0", 6, "<H", 99), "no sound zip directory (zip file version 9.9)"),
+    "version 9.9": (with_entry(SOUND, b"archive/data/0", 6, "<H", 99), "'zip file version 9.9'"),
     "storage named by text": (archive(members(**{"data/x": b""})), "has a storage named 'x', which is not a number"),
     "storage named -1": (archive(members(**{"data/-1": b""})), "has a storage named '-1'"),
     "storage named by another digit": (archive(members(**{"data/\u0661": b""})), "has a storage named '\\u0661'"),
+    "a long name": (archive([("x" * 60_000, b""), *members().items()], compression=8), "member 'archive/xxx"),
     "100,001 members": (archive(members()) + b"PK\1\2" * 100_001, "is an archive of more than 100,000 members"),
     "empty data.pkl": (archive(members(**{"data.pkl": b""})), "is cut short"),
     "data.pkl of protocol 0": (archive(members(**{"data.pkl": b"cposix\nsystem\n."})), "not a pickle of protocol"),
@@ -254,7 +255,7 @@ BAD_OBJECTS = {
     "type is text": (identity(text("storage"), text("f4"), text("0"), text("cpu"), number(6)), STORAGE_FORM),
     "key is a number": (identity(text("storage"), FLOATS, number(0), text("cpu"), number(6)), STORAGE_FORM),
     "number is text": (identity(text("storage"), FLOATS, text("0"), text("cpu"), text("6")), STORAGE_FORM),
-    "number is negative": (tensor(storage(-1)), STORAGE_FORM),
+    "number is negative": (tensor(storage(-1)), "less than 0 or more than 2**40 numbers"),
     "tensor of an array": (tensor(array()), TENSOR_FORM),
     "tensor with five arguments": (call(REBUILD, storage(), number(0), shape(6), shape(1), b"\x89"), TENSOR_FORM),
     "tensor with a conjugate bit": (
@@ -273,11 +274,13 @@ def test_a_known_name_in_an_unknown_form_is_refused(case):
 
 OUTSIDE, REPEATED, SIZES = "reaches outside its storage", "repeats the values of its storage", "not made of sizes"
 BAD_TENSORS = {
-    "storage missing": (tensor(storage(key="1")), "in storage 1, but lacks it"),
-    "storage too short": (tensor(storage(7)), "wants 7 numbers of 4 bytes in storage 0, but has 24 bytes"),
-    "storage too long": (tensor(storage(5), size=(5,), stride=(1,)), "wants 5 numbers of 4 bytes in storage 0"),
-    "storage of another type": (tensor(storage(kind="DoubleStorage")), "wants 6 numbers of 8 bytes in storage 0"),
-    "storage of 2**60": (tensor(storage(2**60)), "wants 1152921504606846976 numbers"),
+    "storage missing": (tensor(storage(key="1")), "in storage '1', but lacks it"),
+    "storage too short": (tensor(storage(7)), "wants 7 numbers of 4 bytes in storage '0', but has 24 bytes"),
+    "storage too long": (tensor(storage(5), size=(5,), stride=(1,)), "wants 5 numbers of 4 bytes in storage '0'"),
+    "storage of another type": (tensor(storage(kind="DoubleStorage")), "wants 6 numbers of 8 bytes in storage '0'"),
+    "storage of 2**40": (tensor(storage(2**40)), "wants 1099511627776 numbers of 4 bytes in storage '0'"),
+    "storage of 2**60": (tensor(storage(2**60)), "less than 0 or more than 2**40 numbers"),
+    "storage with a name of many lines": (tensor(storage(key="x\n" * 999)), "in storage 'x\\nx\\n"),
     "offset outside": (tensor(offset=1), OUTSIDE),
     "offset of 2**62": (tensor(offset=2**62), OUTSIDE),
     "offset negative": (tensor(offset=-1), SIZES),
@@ -404,8 +407,8 @@ BAD_LEGACY = {
     "storage of 2**62": (legacy(tail=struct.pack("<q", 2**62) + SIX.tobytes()), LAST),
     "storage of -1": (legacy(tail=struct.pack("<q", -1) + SIX.tobytes()), LAST),
     "whole model": (legacy(identity(text("module"), named("torch.nn", "Linear"), b"N", b"N")), "'torch.nn.Linear'"),
-    "name in the keys": (legacy(keys=program(named("torch", "device"))), "asks for 'torch.device'"),
-    "name in the header": (legacy(magic=program(named("torch", "FloatStorage"))), "asks for 'torch.FloatStorage'"),
+    "name in the keys": (legacy(keys=program(FLOATS)), "asks for 'torch.FloatStorage'"),
+    "name in the header": (legacy(magic=program(FLOATS)), "asks for 'torch.FloatStorage'"),
     "only the magic number": (MAGIC, "is cut short"),
 }  # fmt: skip
 
