@@ -415,7 +415,7 @@ def _check_rates(**rates):
 
 
 def branch_sizes(img_size, patch_size):
-    """Side of each branch's image."""
+    """Side in pixels of each branch's image, a tuple; ValueError where a side does not divide into patches."""
     if isinstance(img_size, int):
         patch = patch_size[1]
         img_size = (img_size, max(1, round(img_size * SIDE_RATIO / patch)) * patch)
