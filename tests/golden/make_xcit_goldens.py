@@ -1,4 +1,6 @@
-"""Write xcit_timm.json: what timm's XCiT computes with weights filled by name.
+"""Write xcit_timm.json and xcit_timm_features.npz: what timm's XCiT computes with weights filled by name.
+
+The first has small models with their gradients, the second the features of all 14 architectures at two sizes.
 
 Needs torch and timm but no download. Run: python tests/golden/make_xcit_goldens.py
 """
@@ -9,6 +11,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import timm
 import torch
 from timm.models.xcit import Xcit
@@ -30,6 +33,7 @@ CASES = {
         "images": [1, 224, 224],
     },
 }
+SIZES = ((224, 224), (96, 160))
 SOURCE = {
     "source": "outputs of timm.models.xcit.Xcit (Apache-2.0), all in float64, weights filled by tests/fill_by_name.py",
     "timm": timm.__version__,
@@ -96,8 +100,31 @@ def golden(model, images):
     return result
 
 
+def architecture(name):
+    """timm's model without its head, float64, weights filled by name, LayerScale as trained: about 1."""
+    network = timm.create_model(name, num_classes=0).double().eval()
+    weights = timm_weights(fill_by_name(official_shapes(network)))
+    missing, unexpected = network.load_state_dict(weights, strict=False)
+    assert not unexpected and all(key.endswith("num_batches_tracked") for key in missing), (missing, unexpected)
+    return network
+
+
+def all_architectures():
+    """{"xcit_nano_12_p16/224x224": features float32 [C], ...}"""
+    features = {}
+    for size in ("nano_12", "tiny_12", "tiny_24", "small_12", "small_24", "medium_24", "large_24"):
+        for patch in (16, 8):
+            network = architecture(f"xcit_{size}_p{patch}_224")
+            for height, width in SIZES:
+                with torch.no_grad():
+                    found = forward(network, torch.tensor(formula_images(1, height, width)))
+                features[f"xcit_{size}_p{patch}/{height}x{width}"] = found[0].numpy().astype("float32")
+    return features
+
+
 def main():
     torch.set_num_threads(1)  # the order of sums depends on it, and the last digits on that order
+    np.savez(Path(__file__).with_name("xcit_timm_features.npz"), **all_architectures())
     cases = {name: {**case, **golden(**case)} for name, case in CASES.items()}
     text = json.dumps({**SOURCE, "cases": cases}, separators=(",", ":"))
     Path(__file__).with_name("xcit_timm.json").write_text(re.sub(r'(?="[\w]+":\{"model")', "\n", text) + "\n")

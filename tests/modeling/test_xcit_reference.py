@@ -23,7 +23,7 @@ from reference_xcit import (
     reference_forward,
 )
 
-from passl_xcit.modeling.backbones.xcit import XCiT
+from passl_xcit.modeling.backbones.xcit import VARIANTS, XCiT
 
 GOLDEN = json.loads((Path(__file__).resolve().parents[1] / "golden" / "xcit_timm.json").read_text())["cases"]
 WITH_TRAINING = [name for name, case in GOLDEN.items() if "train" in case]
@@ -282,3 +282,28 @@ def test_saving_the_traced_xcit_before_or_after_an_eager_run_changes_nothing(tmp
     paddle.jit.save(paddle.jit.to_static(twin, input_spec=spec, full_graph=True), str(tmp_path / "xcit"))
     saved = paddle.jit.load(str(tmp_path / "xcit"))
     np.testing.assert_allclose(saved(images).numpy(), model(images).numpy(), rtol=0, atol=1e-5)
+
+
+FEATURES = np.load(Path(__file__).resolve().parents[1] / "golden" / "xcit_timm_features.npz", allow_pickle=False)
+LARGE = ("small", "medium", "large")
+ARCHITECTURES = [
+    pytest.param(name, marks=[pytest.mark.slow] if any(size in name for size in LARGE) else [])
+    for name in dict.fromkeys(key.split("/")[0] for key in FEATURES.files)
+]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_computes_what_timms_computes_at_both_sizes(name):
+    model = filled_xcit(VARIANTS[name])[0]
+    model.eval()
+    for key in (key for key in FEATURES.files if key.startswith(f"{name}/")):
+        height, width = map(int, key.partition("/")[2].split("x"))
+        images = paddle.to_tensor(formula_images(1, height, width).astype("float32"))
+        with paddle.no_grad():
+            features = model(images).numpy()[0]
+        assert np.abs(features - FEATURES[key]).max() <= 1e-4 * np.abs(FEATURES[key]).max(), key
+
+
+def test_the_goldens_have_every_architecture():
+    assert {key.split("/")[0] for key in FEATURES.files} == set(VARIANTS)
+    assert {key.split("/")[1] for key in FEATURES.files} == {"224x224", "96x160"}
