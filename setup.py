@@ -9,7 +9,7 @@ VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "passl_xcit/__init__.py").
 setup(
     name="passl_xcit",
     version=VERSION,
-    description="XCiT on PaddlePaddle: train, evaluate and resume, with PASSL's conventions",
+    description="XCiT and CrossViT on PaddlePaddle: train, evaluate, convert weights, with PASSL's conventions",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -33,5 +33,11 @@ setup(
         "peers": ["timm", "mmpretrain==1.2.0", "mmcv-lite", "mmengine", "safetensors"],
         "test": ["pytest>=7.4", "hypothesis>=6.80", "ruff==0.17.6"],
     },
-    entry_points={"console_scripts": ["passl-xcit-train = passl_xcit_tools.train:console"]},
+    entry_points={
+        "console_scripts": [
+            "passl-xcit-train = passl_xcit_tools.train:console",
+            "passl-xcit-validate = passl_xcit_tools.validate:console",
+            "passl-xcit-convert-weights = passl_xcit_tools.convert_weights:console",
+        ]
+    },
 )
