@@ -1,9 +1,11 @@
 """XCiT and CrossViT on PaddlePaddle, with PASSL's conventions.
 
-The public names are here; each is imported when it is first used, so that `import passl_xcit` needs no Paddle.
+The public names are here; each is imported when it is first used, so that `import passl_xcit` needs no Paddle, and
+that the processor can be prepared for Paddle (`utils/cpu.py`) before that is imported.
 """
 
 import importlib
+import sys
 
 __version__ = "0.2.0"
 
@@ -20,12 +22,15 @@ _WHERE = {
     "DataError": "utils.errors",
     "UserError": "utils.errors",
 }
+_WITH_PADDLE = ("modeling.factory", "modeling.weights", "modeling.convert")
 __all__ = sorted(_WHERE)
 
 
 def __getattr__(name):
     if name not in _WHERE:
         raise AttributeError(f"module 'passl_xcit' has no attribute '{name}'")
+    if _WHERE[name] in _WITH_PADDLE and "paddle" not in sys.modules:
+        importlib.import_module("passl_xcit.utils.cpu").prepare_cpu()
     return getattr(importlib.import_module(f"passl_xcit.{_WHERE[name]}"), name)
 
 
