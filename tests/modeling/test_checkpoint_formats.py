@@ -423,10 +423,24 @@ def test_a_read_only_folder_is_refused(open_folder, saved, request):
     assert same(read_file(saved), contiguous(checkpoint()))
 
 
+def test_a_device_is_not_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert refused_write(tmp_path / "pipe", {}) == f"{tmp_path}/pipe: cannot be written: it is not a regular file"
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+def test_a_link_is_followed(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link.pdparams").symlink_to(tmp_path / "real" / "w.pdparams")
+    write_file(tmp_path / "link.pdparams", {"w": np.ones(2)})
+    assert (tmp_path / "link.pdparams").is_symlink()
+    assert list(read_file(tmp_path / "real" / "w.pdparams")) == ["w"]
+
+
 def test_a_missing_folder_and_a_folder_as_path_are_refused(tmp_path):
     path = tmp_path / "no" / "a.pdparams"
     assert refused_write(path, {}) == f"{path}: cannot be written: No such file or directory"
-    assert refused_write(tmp_path, {}) == f"{tmp_path}: cannot be written: Is a directory"
+    assert refused_write(tmp_path, {}) == f"{tmp_path}: cannot be written: expected the name of a file"
     assert os.listdir(tmp_path) == [] and not list(tmp_path.parent.glob(".*.tmp"))
 
 
@@ -564,6 +578,16 @@ def test_a_value_that_a_format_cannot_hold_is_named_and_the_old_file_stays(exten
     with pytest.raises(TypeError, match="^b: "):
         write_weights(path, {"a": formula([3]), "b": value})
     assert os.listdir(tmp_path) == [path.name] and same(read_file(path), {"w": formula([3])})
+
+
+@pytest.mark.parametrize(
+    ("extension", "arrays"),
+    [("safetensors", {1: formula([2])}), ("safetensors", {"b": np.ones(2, "u2")}), ("pth", {"b": np.ones(2, "u2")})],
+)
+def test_a_name_or_a_type_that_one_format_has_not_is_refused(extension, arrays, tmp_path):
+    with pytest.raises(TypeError, match="^(1|b): "):
+        write_weights(tmp_path / f"weights.{extension}", arrays)
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("extension", ["pth", "safetensors"])

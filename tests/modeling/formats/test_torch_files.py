@@ -99,6 +99,12 @@ def encrypted(data):
     return with_entry(data, b"archive/data/0", 8, "<H", 1)
 
 
+def half_a_header(data):
+    """A member that begins with the last bytes of the file, which are a comment."""
+    moved = with_entry(data, b"archive/data/0", 42, "<I", len(data))
+    return moved[:-2] + struct.pack("<H", 8) + b"PK\3\4abcd"
+
+
 def zip64_size(size):
     """A member whose size is said in the extra field that larger files have."""
     file = io.BytesIO()
@@ -134,6 +140,7 @@ BAD_ARCHIVES = {
     "size of 4 GB": (with_entry(SOUND, b"archive/data/0", 24, "<I", 2**32 - 2), "larger than the whole file"),
     "size beyond the end": (with_entry(SOUND, b"archive/version", 24, "<I", 300), "differs from its checksum"),
     "offset beyond the end": (with_entry(SOUND, b"archive/data/0", 42, "<I", 2**31), "no member 'archive/data/0'"),
+    "offset of half a header": (half_a_header(SOUND), "no member 'archive/data/0'"),
     "offset in a member": (with_entry(SOUND, b"archive/data/0", 42, "<I", 40), "no member 'archive/data/0' where"),
     "zip64 size of 2**62": (zip64_size(2**62), "larger than the whole file"),
     "directory of 4 GB": (SOUND[: END + 12] + struct.pack("<I", 2**32 - 2) + SOUND[END + 16 :], "no sound zip"),
@@ -237,6 +244,8 @@ BAD_OBJECTS = {
     "what getattr gave, called": (call(call(GETATTR, HISTORY, text("mean")), text("x")), NOT_A_FUNCTION),
     "getattr alone": (GETATTR, "holds a class"),
     "Counter of a list": (call(COUNTER, b"]"), "makes a Counter of something that is not a dict"),
+    "Counter of two": (call(COUNTER, mapping(), mapping()), "makes a Counter of something that is not a dict"),
+    "Size of two": (call(named("torch", "Size"), shape(1), shape(2)), "makes a torch.Size of something"),
     "Size of a list": (call(named("torch", "Size"), b"]"), "makes a torch.Size of something"),
     "device of a number": (call(named("torch", "device"), number(1)), "makes a torch.device with unusual"),
     "device of two texts": (call(named("torch", "device"), text("a"), text("b")), "makes a torch.device with unusual"),
@@ -330,6 +339,7 @@ GOOD_TENSORS = {
     "an axis of one, with any stride": (tensor(size=(1, 6), stride=(2**62, 1)), SIX.reshape(1, 6)),
     "stride 0 along an axis of one": (tensor(size=(6, 1), stride=(1, 0)), SIX.reshape(6, 1)),
     "nothing of a storage": (tensor(size=(2, 0, 3), stride=(1, 1, 1)), np.zeros((2, 0, 3), "f4")),
+    "nothing, from far away": (tensor(offset=2**62, size=(0, 3), stride=(2**62, 2**62)), np.zeros((0, 3), "f4")),
     "Namespace by a call": (call(NAMESPACE) + mapping(lr=b"N") + b"b", {"lr": None}),
     "Namespace without attributes": (NAMESPACE + b")\x81", {}),
     "Namespace with a tensor": (NAMESPACE + b")\x81" + mapping(w=tensor()) + b"b", {"w": MATRIX}),
@@ -399,6 +409,8 @@ BAD_LEGACY = {
     "no key": (legacy(keys=()), OTHER),
     "another key": (legacy(keys=("1",)), OTHER),
     "a number as key": (legacy(keys=(0,)), OTHER),
+    "a number beside a key": (legacy(keys=("0", 1)), OTHER),
+    "keys in a dict": (legacy(keys=pickle.dumps({"0": 1}, 2)), OTHER),
     "keys nested": (legacy(keys=(["0"],)), OTHER),
     "bytes after the end": (legacy(tail=struct.pack("<q", 6) + SIX.tobytes() + b"\0"), LAST),
     "storage cut": (legacy(tail=struct.pack("<q", 6) + SIX.tobytes()[:-1]), LAST),
