@@ -1,34 +1,36 @@
-"""Batches for training and evaluation.
+"""Batches for training and evaluation, the same ones for any number of worker processes."""
 
-Paddle's DataLoader makes "Blocking queue is killed" of an exception in a worker process, and waits for ever after
-one in its reading thread (num_workers: 0). So exceptions travel as data and are raised where the batch is asked for.
-"""
-
-import contextlib
-import gc
 import traceback
 
 import numpy as np
-from paddle.io import DataLoader, Dataset
+import paddle
 
+from passl_xcit.datasets.worker_pool import NO_SAMPLE, can_fork, in_workers
 from passl_xcit.utils.cpu import usable_cores
 from passl_xcit.utils.errors import DataError, UserError
+from passl_xcit.utils.logger import get_logger
 from passl_xcit.utils.seed import BATCH, generator
+
+logger = get_logger(__name__)
 
 
 class ImageLoader:
-    """Iterates over (images float32 [B, C, H, W], targets int64 [B] or float32 [B, K]).
+    """Iterates over (images float32 [B, C, H, W], targets int64 [B] or float32 [B, K]) on the current device.
 
     Args:
         dataset: an ImageDataset.
         batch_sampler: gives lists of (epoch, index) and has `set_position`.
-        num_workers: processes that read and transform; no more are started than the machine has cores. The batches
-            do not depend on it.
-        use_shared_memory: hand batches over in shared memory instead of through a pipe.
+        num_workers: processes that read and transform; no more are started than the machine has cores, and none where
+            the system cannot fork. The batches do not depend on it.
+        use_shared_memory: hand batches over in shared memory (Linux) instead of through a pipe, which is slower and
+            lets each worker prepare a single batch ahead.
         prefetch_factor: batches that each worker prepares ahead.
+        timeout: seconds to wait for a batch of a worker before the training ends with an error; 0 waits for ever.
 
     Raises:
-        DataError: while iterating, with the file's name, for a sample that cannot be read; and when a worker died.
+        DataError: while iterating, with the file's name, for a sample that cannot be read, and for one at which a
+            worker died or hangs.
+        RuntimeError: while iterating, with the traceback of a bug in a transform.
     """
 
     def __init__(
@@ -38,18 +40,19 @@ class ImageLoader:
         num_workers: int = 0,
         use_shared_memory: bool = True,
         prefetch_factor: int = 2,
+        timeout: float = 300,
     ):
         if num_workers < 0 or prefetch_factor < 1:
             raise ValueError(f"num_workers {num_workers} and prefetch_factor {prefetch_factor}: expected >= 0 and >= 1")
+        if not timeout >= 0:
+            raise ValueError(f"timeout must be 0 or more seconds, not {timeout}")
+        if num_workers and not can_fork():
+            logger.warning("this system cannot fork worker processes: the main one reads the images (num_workers: 0)")
+            num_workers = 0
         self.dataset, self.batch_sampler = dataset, batch_sampler
-        self._loader = DataLoader(
-            _ErrorsAsData(dataset),
-            batch_sampler=batch_sampler,
-            collate_fn=Collate(dataset.batch_transforms, dataset.seed),
-            num_workers=min(num_workers, usable_cores()),
-            use_shared_memory=use_shared_memory,
-            prefetch_factor=prefetch_factor,
-        )
+        self.num_workers, self.prefetch_factor = min(num_workers, usable_cores()), prefetch_factor
+        self.use_shared_memory, self.timeout = use_shared_memory, timeout
+        self._collate = Collate(dataset.batch_transforms, dataset.seed)
 
     def __len__(self):
         """Batches of a whole epoch."""
@@ -60,56 +63,35 @@ class ImageLoader:
         self.batch_sampler.set_position(epoch, batch)
 
     def __iter__(self):
+        for images, targets in self._batches():
+            yield paddle.to_tensor(images), paddle.to_tensor(targets)
+
+    def _batches(self):
+        if not self.num_workers:
+            return map(self._load, self.batch_sampler)
+        return in_workers(
+            self._load,
+            self.batch_sampler,
+            self.num_workers,
+            self.prefetch_factor,
+            self.timeout,
+            self.use_shared_memory,
+            self.dataset.describe,
+        )
+
+    def _load(self, keys, progress=lambda index: None):
+        """The arrays of one batch. A user's error stays as it is; a bug's traceback would be lost between processes."""
         try:
-            with _nothing_inherited_is_collected():
-                batches = iter(self._loader)  # forks the workers
-            for images, targets, problem in batches:
-                if problem:
-                    raise problem
-                yield images, targets
-        except SystemError as error:  # Paddle's word for it: "Blocking queue is killed"
-            raise DataError(
-                "a data worker ended unexpectedly; if no traceback stands above, the system may have killed it for "
-                "lack of memory: try a smaller num_workers, or use_shared_memory: false"
-            ) from error
-
-
-@contextlib.contextmanager
-def _nothing_inherited_is_collected():
-    """Processes forked inside collect no garbage that they inherit.
-
-    It is not theirs to destroy: one of Paddle's readers, collected in a worker, waits for ever for threads that exist
-    in the main process only. A worker may collect before any of its own code runs, so this comes before the fork.
-    """
-    frozen_before = gc.get_freeze_count()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        if not frozen_before:
-            gc.unfreeze()
-
-
-class _ErrorsAsData(Dataset):
-    """The samples of `dataset` as (key, image, label), or an exception where one cannot be had."""
-
-    def __init__(self, dataset):
-        super().__init__()
-        self.dataset = dataset
-
-    def __len__(self):
-        return len(self.dataset)
-
-    def __getitem__(self, key):
-        try:
-            return (key, *self.dataset[key])
+            samples = []
+            for key in keys:
+                progress(key[1])
+                samples.append((key, *self.dataset[key]))
+            progress(NO_SAMPLE)
+            return self._collate(samples)
+        except UserError:
+            raise
         except Exception as error:
-            return _portable(error)
-
-
-def _portable(error):
-    """An exception for the main process: a user's error as it is, a bug with the traceback that is lost on the way."""
-    return error if isinstance(error, UserError) else RuntimeError(traceback.format_exc())
+            raise RuntimeError(traceback.format_exc()) from error
 
 
 class Collate:
@@ -119,16 +101,7 @@ class Collate:
         self.batch_transforms, self.seed = batch_transforms, seed
 
     def __call__(self, samples):
-        """[(key, image, label) or an exception, ...] -> (images, targets, None or an exception)"""
-        problem = next((sample for sample in samples if isinstance(sample, Exception)), None)
-        try:
-            if not problem:
-                return (*self._collate(samples), None)
-        except Exception as error:
-            problem = _portable(error)
-        return np.zeros(1, "float32"), np.zeros(1, "int64"), problem  # shared memory takes no empty array
-
-    def _collate(self, samples):
+        """[(key, image, label), ...] -> (images, targets)"""
         _check_images([image for _, image, _ in samples])
         keys, images, labels = zip(*samples)
         images, targets = np.stack(images).astype("float32", copy=False), np.array(labels, "int64")

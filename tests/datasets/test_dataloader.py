@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from passl_xcit.datasets.demo_fashion_mnist import FashionMNIST
 from passl_xcit.datasets.imagenet import ImageNet
 from passl_xcit.datasets.sampler import DistributedBatchSampler
 from passl_xcit.datasets.transforms import Normalize, RandomCrop, RandomErasing, RandomHorizontalFlip, Transpose
+from passl_xcit.utils.device import current_place
 from passl_xcit.utils.errors import ConfigError, DataError
 
 WORKERS = [(0, True), (1, True), (2, True), (2, False)]  # num_workers, use_shared_memory
@@ -77,6 +79,14 @@ def test_batches_are_float_images_and_class_numbers():
     assert (str(images.dtype), str(targets.dtype)) == ("paddle.float32", "paddle.int64")
     np.testing.assert_array_equal(images.numpy()[:, 0], dataset.images[:150])
     np.testing.assert_array_equal(targets.numpy(), dataset.labels[:150])
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_batches_are_on_the_current_device_and_outlive_the_next(folder, workers):
+    expected = arrays(loader_of(random_dataset(folder)))
+    batches = list(loader_of(random_dataset(folder), workers))
+    assert_same_batches([(images.numpy(), targets.numpy()) for images, targets in batches], expected)
+    assert all(str(tensor.place) == str(current_place()) and tensor.stop_gradient for tensor in batches[0])
 
 
 def test_batch_transforms_make_soft_targets(folder):
@@ -186,17 +196,27 @@ def test_what_a_batch_transform_refuses_arrives(folder, workers):
     assert refusal(loader_of(dataset, workers)) == "target 1 is none of the model's 1 classes (0 to 0)"
 
 
-class Kill:
-    """A transform that the system ends, as it ends what takes too much memory."""
-
-    def __call__(self, image, rng):
+@pytest.mark.parametrize("workers", [(1, True), (1, False)])
+def test_an_image_at_which_a_worker_dies_is_named(folder, workers):
+    def kill(image, rng):
         os.kill(os.getpid(), signal.SIGKILL)
 
+    message = refusal(loader_of(ImageNet(folder, [kill]), workers, shuffle=False))
+    assert message == (
+        f"data worker 0 was killed by SIGKILL at {folder}/a/0.png; "
+        "the system may lack memory: try a smaller num_workers or prefetch_factor"
+    )
 
-@pytest.mark.slow
-def test_a_worker_that_died_is_reported(folder):
-    message = refusal(loader_of(ImageNet(folder, [Kill()]), (1, True)))
-    assert message.startswith("a data worker ended unexpectedly") and "use_shared_memory: false" in message
+
+def test_an_image_at_which_a_worker_hangs_is_named(folder):
+    dataset = ImageNet(folder, [lambda image, rng: time.sleep(60)])
+    message = refusal(loader_of(dataset, (1, True), shuffle=False, timeout=0.3))
+    assert message == f"data worker 0 hangs at {folder}/a/0.png: no batch in 0.3 s (timeout)"
+
+
+def test_a_worker_that_dies_in_a_batch_transform_blames_no_image(folder):
+    dataset = ImageNet(folder, [Transpose()], [lambda images, targets, rng: os._exit(1)])
+    assert refusal(loader_of(dataset, (1, True))) == "data worker 0 ended with exit code 1 between two samples"
 
 
 @pytest.mark.parametrize("workers", WORKERS)
@@ -213,6 +233,23 @@ def test_a_bug_in_a_transform_or_a_batch_transform_stays_a_traceback(folder, wor
 def test_numbers_out_of_range_are_refused(folder, options):
     with pytest.raises(ValueError, match="expected >= 0 and >= 1"):
         loader_of(ImageNet(folder), **options)
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan")])
+def test_a_timeout_that_is_no_time_is_refused(folder, timeout):
+    with pytest.raises(ValueError, match=f"timeout must be 0 or more seconds, not {timeout}"):
+        loader_of(ImageNet(folder), timeout=timeout)
+
+
+def test_a_timeout_of_zero_waits(folder):
+    assert len(list(loader_of(random_dataset(folder), (2, True), timeout=0))) == 4
+
+
+def test_a_system_without_fork_reads_in_the_main_process_and_says_so(folder, monkeypatch, caplog):
+    monkeypatch.setattr(dataloader, "can_fork", lambda: False)
+    loader = loader_of(random_dataset(folder), (2, True))
+    assert_same_batches(arrays(loader), arrays(loader_of(random_dataset(folder))))
+    assert loader.num_workers == 0 and "cannot fork" in caplog.text and len(caplog.records) == 1
 
 
 def test_no_more_workers_start_than_the_machine_has_cores(folder):
