@@ -188,6 +188,11 @@ def test_a_signal_that_this_process_ignores_ends_a_worker():
         signal.signal(signal.SIGTERM, before)
 
 
+def test_ctrl_c_alone_ends_no_worker():
+    load = act_at(1, lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert len(list(in_workers(load, range(3), 1))) == 3
+
+
 @BOTH_WAYS
 def test_a_worker_that_hangs_is_named_with_its_place(use_shared_memory):
     results = in_workers(
