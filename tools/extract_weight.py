@@ -9,15 +9,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from passl_xcit.utils.command_line import make_parser  # noqa: E402
+from passl_xcit.utils.command_line import make_parser, not_empty  # noqa: E402
 from passl_xcit.utils.cpu import prepare_cpu  # noqa: E402
 from passl_xcit.utils.errors import exit_with_one_line  # noqa: E402
 
 
 def parse_args(argv):
     parser = make_parser(__doc__)
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="training checkpoint or weight file")
-    parser.add_argument("--output", required=True, metavar="FILE", help="where the weights go")
+    parser.add_argument("checkpoint", type=not_empty, metavar="CHECKPOINT", help="training checkpoint or weight file")
+    parser.add_argument("--output", required=True, type=not_empty, metavar="FILE", help="a .pdparams file to write")
     parser.add_argument("--prefix", default="", help="take the weights below this name only, such as backbone")
     parser.add_argument("--remove_prefix", action="store_true", help="leave `PREFIX.` out of their names")
     return parser.parse_args(argv)

@@ -116,11 +116,14 @@ def _need(cfg, path):
             raise ConfigError(f"'{path}' is needed {'to evaluate' if path.endswith('val') else 'to train'}", path)
 
 
-def build_model(cfg):
-    """The model, with weights that depend on `seed` only; prints its number of parameters as PASSL does."""
+def build_model(cfg, training=True):
+    """The model, with weights that depend on `seed` only; prints its number of parameters as PASSL does.
+
+    To evaluate a distillation's student no teacher is built.
+    """
     paddle.seed(cfg.get("seed", 0))
     with cfg.errors_name_files():
-        model = factory.build(cfg["model"])
+        model = factory.build(cfg["model"], training)
     trainable = sum(parameter.size for parameter in model.parameters() if not parameter.stop_gradient)
     logger.info(f"Number of Parameters is {format_count(trainable)}.")
     return model

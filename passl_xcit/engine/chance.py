@@ -53,7 +53,7 @@ class Tally:
 def _weights(model):
     norms = [layer for layer in model.sublayers() if isinstance(layer, paddle.nn.BatchNorm2D)]
     untouched = [not layer._mean.numpy().any() and (layer._variance.numpy() == 1).all() for layer in norms]
-    biases = [value.numpy() for name, value in model.named_parameters() if name.endswith("fc_cls.bias")]
+    biases = [value.numpy() for name, value in model.named_parameters() if "fc_cls." in name and name.endswith("bias")]
     if norms and all(untouched):
         return "weights: every BatchNorm still has the statistics of a new model: these weights look untrained"
     if biases and not any(bias.any() for bias in biases):

@@ -42,7 +42,7 @@ def run(config_file, overrides=(), load=None, resume_from=None, evaluate_only=Fa
         select_device(cfg.get("device") or ("gpu" if paddle.device.is_compiled_with_cuda() else "cpu"))
     dist.init_parallel()
     logger.info(f"train with paddle {paddle.__version__} on {current_place()} device")
-    model = builder.build_model(cfg)
+    model = builder.build_model(cfg, training=not evaluate_only)
     if load:
         load_weights(model, local_file(load), adapt=not evaluate_only)
     elif evaluate_only:

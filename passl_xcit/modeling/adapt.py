@@ -4,36 +4,44 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
-from passl_xcit.utils.logger import TRAINER, get_logger
 
-logger = get_logger(TRAINER)
+def adapted(arrays, model):
+    """`arrays`, {name: ndarray}, with what belongs to another task made to fit `model`, and a line for each change.
 
-
-def adapted(arrays, model, path):
-    """`arrays`, {name: ndarray}, with what belongs to another task made to fit `model`; each change is logged.
-
-    The head of another number of classes is replaced by the model's own. What still does not fit is left as it is.
+    The head of another number of classes, or none, is replaced by the model's own. What does not fit in another way
+    is left as it is.
     """
-    targets = model.state_dict()
-    fitting = {name: _fitted(name, array, targets.get(name), path) for name, array in arrays.items()}
-    head = {name: tensor for name, tensor in targets.items() if name.startswith("head.")}
-    if all(name in arrays and list(arrays[name].shape) == tensor.shape for name, tensor in head.items()):
-        return fitting
-    _say_new_head(arrays, head, path)
-    body = {name: array for name, array in fitting.items() if not name.startswith("head.")}
-    return {**body, **{name: tensor.numpy() for name, tensor in head.items()}}
+    targets, lines = model.state_dict(), []
+    fitting = {name: _fitted(name, array, targets.get(name), lines) for name, array in arrays.items()}
+    theirs, ours = ({n: value for n, value in own.items() if n.startswith("head.")} for own in (arrays, targets))
+    if _is_other_head(theirs, ours):
+        lines.append(_new_head(theirs, ours))
+        fitting = {name: array for name, array in fitting.items() if name not in theirs}
+        fitting.update({name: tensor.numpy() for name, tensor in ours.items()})
+    return fitting, lines
 
 
-def _fitted(name, array, tensor, path):
+def _fitted(name, array, tensor, lines):
     if tensor is None or not _differ_in_axis_1(array.shape, tensor.shape):
         return array
     if array.ndim == 4:
-        logger.info(f"{path}: {name}: {array.shape[1]} input channels become {tensor.shape[1]}")
+        lines.append(f"{name}: {array.shape[1]} input channels become {tensor.shape[1]}")
         return with_channels(array, tensor.shape[1])
     if ".pos_embed." in name and array.ndim == 3:
-        logger.info(f"{path}: {name}: {array.shape[1]} positions are resized to {tensor.shape[1]}")
+        lines.append(f"{name}: {array.shape[1]} positions are resized to {tensor.shape[1]}")
         return resized_positions(array, tensor.shape[1])
     return array
+
+
+def _is_other_head(theirs, ours):
+    """Whether one head is missing, or the two differ in the number of classes, their last axis, and in nothing else."""
+    if not theirs or not ours:
+        return bool(ours)
+    if theirs.keys() != ours.keys():
+        return False
+    shapes = [(list(theirs[name].shape), list(ours[name].shape)) for name in ours]
+    alike = all(len(a) == len(b) and a[:-1] == b[:-1] for a, b in shapes)
+    return alike and len({a[-1] for a, _ in shapes}) == 1 and any(a != b for a, b in shapes)
 
 
 def _differ_in_axis_1(theirs, ours):
@@ -41,23 +49,25 @@ def _differ_in_axis_1(theirs, ours):
     return theirs != ours and len(theirs) == len(ours) > 1 and theirs[:1] + theirs[2:] == ours[:1] + ours[2:]
 
 
-def _say_new_head(arrays, head, path):
-    theirs = [array.shape[-1] for name, array in arrays.items() if name.startswith("head.") and array.ndim]
-    ours = [tensor.shape[-1] for tensor in head.values()]
-    has = f"{theirs[0]:,} classes" if theirs else "no classifier"
-    logger.info(f"{path}: has {has}, the model {ours[0]:,}: the model's head starts untrained")
+def _new_head(theirs, ours):
+    (classes,) = {tensor.shape[-1] for tensor in ours.values()}
+    has = f"{next(iter(theirs.values())).shape[-1]:,} classes" if theirs else "no classifier"
+    return f"has {has}, the model {classes:,}: the model's head starts untrained"
 
 
 def with_channels(kernel, channels):
     """A first convolution's kernel [C_out, C_in, k, k] for images of another number of channels.
 
-    One channel gets the sum, so that a grey image gives what it gives as three equal channels; more get the given
-    ones in turn, scaled so that constant channels keep their sum.
+    Equal channels give what they gave: one channel gets the sum of the kernel's; further ones take the given in turn,
+    each shared among those that have it. Of fewer, the first ones are scaled up to keep the sum of a constant kernel.
     """
+    given = kernel.shape[1]
     if channels == 1:
         return kernel.sum(axis=1, keepdims=True)
-    turns = np.arange(channels) % kernel.shape[1]
-    return kernel[:, turns] * (kernel.shape[1] / channels)
+    if channels < given:
+        return kernel[:, :channels] * (given / channels)
+    turns = np.arange(channels) % given
+    return kernel[:, turns] / np.bincount(turns)[turns].astype(kernel.dtype)[:, None, None]
 
 
 def resized_positions(positions, count):

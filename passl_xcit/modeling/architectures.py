@@ -56,13 +56,13 @@ class Classification(nn.Layer):
                 the classifier's linear layer gets.
 
         Raises:
-            ConfigError: for a stage that the backbone does not have; the text names the nearest.
+            ConfigError: for a stage that the backbone does not have; the text names all.
         """
+        if stage in self.backbone.stages:
+            return self.backbone.extract(images, stage)
         if stage not in MMPRETRAIN_STAGES:
-            try:
-                return self.backbone.extract(images, stage)
-            except ValueError as error:
-                raise ConfigError(str(error)) from error
+            known = ", ".join((*self.backbone.stages, *MMPRETRAIN_STAGES))
+            raise ConfigError(f"{type(self.backbone).__name__} has no stage '{stage}'; known: {known}")
         features = self.backbone(images)
         if stage != "backbone":
             features = self.head.pre_logits(features)

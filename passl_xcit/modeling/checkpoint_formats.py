@@ -75,12 +75,18 @@ def read_file(path, limit=8 * 2**30):
     Raises:
         CheckpointError: there is no such file, it is not a weight file, damaged, or holds more than plain data.
     """
-    data = _read_bytes(Path(path), limit)
+    data = _read_bytes(_as_path(path), limit)
     tree = _format_of(data, path).read(data, str(path))
     if not isinstance(tree, dict):
         raise CheckpointError(f"{path}: holds a {type(tree).__name__}, not a dict of weights")
     _check_digest(tree, path)
     return tree
+
+
+def _as_path(path):
+    if not isinstance(path, (str, os.PathLike)) or not str(path) or "\0" in str(path):
+        raise CheckpointError(f"{path!r} is not the path of a weight file")
+    return Path(path)
 
 
 def _read_bytes(path, limit):

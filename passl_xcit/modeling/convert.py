@@ -1,9 +1,11 @@
 """Weight files rewritten for another program: the same numbers under its names, in its layout and format."""
 
+import os
 from pathlib import Path
 from typing import NamedTuple, Optional
 
 from passl_xcit.modeling.checkpoint_formats import write_weights
+from passl_xcit.modeling.formats.refusals import short
 from passl_xcit.modeling.identify import looks_like
 from passl_xcit.modeling.name_maps import Recognised, written_as
 from passl_xcit.modeling.state_dict import COUNTERS, MATHS
@@ -38,11 +40,11 @@ def convert_weights(source, output, to, ema=False):
         CheckpointError: a file cannot be read or written, holds no model that is known here, or one that the other
             program does not have or would compute otherwise; nothing is written then.
     """
-    _check_suffix(output, to)
     found = read_weights(source, ema)
+    _check_output(source, output, to)
     if found.dialect is None:
-        first = next(iter(found.arrays))
-        raise CheckpointError(f"{source}: holds no XCiT, CrossViT or RegNet; the first name in it is '{first}'")
+        first = short(next(iter(found.arrays)))
+        raise CheckpointError(f"{source}: holds no XCiT, CrossViT or RegNet; the first name in it is {first}")
     maths = maths_of(found)
     if to == "paddle":
         beside = {key: value for key, value in ((MATHS, maths), (COUNTERS, found.counters)) if value}
@@ -59,7 +61,13 @@ def convert_weights(source, output, to, ema=False):
     return Converted(looks_like(found.arrays), found.dialect, len(arrays))
 
 
-def _check_suffix(output, to):
+def _check_output(source, output, to):
+    if not isinstance(output, (str, os.PathLike)):
+        raise CheckpointError(f"{output!r} is not the path of a file to write")
+    if os.path.exists(output) and os.path.exists(source) and os.path.samefile(source, output):
+        raise CheckpointError(
+            f"{output}: is the source itself, of which just the weights would be left; give another name"
+        )
     allowed = PADDLE_SUFFIXES if to == "paddle" else TORCH_SUFFIXES
     if Path(output).suffix not in allowed:
         raise CheckpointError(f"{output}: a file for {to} ends in {' or '.join(allowed)}")

@@ -3,28 +3,39 @@
 import dataclasses
 import difflib
 import fnmatch
+import os
 from pathlib import Path
 
 # Importing these files fills the registries.
 from passl_xcit.modeling import architectures, heads  # noqa: F401
 from passl_xcit.modeling.backbones import crossvit, regnet, xcit
+from passl_xcit.modeling.distillation import DistillationWrapper, student_node
 from passl_xcit.modeling.download import cached_download
 from passl_xcit.modeling.weights import load_weights
 from passl_xcit.modeling.zoo import entries, find, normal_form
 from passl_xcit.utils.config import load_config
+from passl_xcit.utils.device import check_device
 from passl_xcit.utils.errors import ConfigError
+from passl_xcit.utils.logger import TRAINER, get_logger
 from passl_xcit.utils.registry import BACKBONES, HEADS, MODELS
 
+logger = get_logger(TRAINER)
 PRESETS = (*xcit.VARIANTS, *crossvit.VARIANTS, *regnet.VARIANTS)
 
 
-def build(node, path="model"):
-    """The model that a config's node describes.
+def build(node, training=True, path="model"):
+    """The model that a config's node describes; of a distillation without `training` the student alone.
 
     Raises:
         ConfigError: for an unknown name or argument, or sizes that do not fit one another.
+        CheckpointError: the weights that the node names for teacher or student cannot be had, or do not fit.
     """
-    return MODELS.build(node, path)
+    if not training:
+        return MODELS.build(*student_node(node, path))
+    model = MODELS.build(node, path)
+    if isinstance(model, DistillationWrapper):
+        _load_pretrained(model)
+    return model
 
 
 def create_model(name, pretrained=False, num_classes=1000, in_chans=3, **overrides):
@@ -64,6 +75,11 @@ def get_model(model, pretrained=False, device=None, backbone=None, head=None):
     Raises:
         ConfigError, CheckpointError: as `create_model`.
     """
+    for name, node in (("backbone", backbone), ("head", head)):
+        if node is not None and not isinstance(node, dict):
+            raise ConfigError(f"{name} must be a dict of arguments, not {node!r}")
+    if device is not None:
+        check_device(device)
     if Path(str(model)).suffix in (".yaml", ".yml"):
         built = _from_config(model, pretrained, backbone, head)
     else:
@@ -102,7 +118,7 @@ def get_config(name):
 
 
 def is_address(weights):
-    return str(weights).lower().startswith(("http://", "https://"))
+    return "://" in str(weights)
 
 
 def local_file(weights):
@@ -113,6 +129,17 @@ def local_file(weights):
     return cached_download(str(weights), sha256=known[0].sha256 if known else "")
 
 
+def _load_pretrained(wrapper):
+    for name, weights in wrapper.pretrained.items():
+        is_student = name == wrapper.infer_model_key
+        model = wrapper.student if is_student else wrapper.teacher
+        if weights:
+            entry = None if Path(weights).exists() else find(weights)
+            load_weights(model, _download(entry) if entry else local_file(weights), adapt=is_student)
+        elif not is_student:
+            logger.warning(f"{name} has no entry in pretrained_list: an untrained teacher teaches noise")
+
+
 def _build_and_load(name, backbone, head, pretrained, entry):
     BACKBONES.check(backbone, name)
     body = BACKBONES.build(backbone, name)
@@ -121,9 +148,18 @@ def _build_and_load(name, backbone, head, pretrained, entry):
     model = architectures.Classification(head=HEADS.build(node, name), backbone=body)
     if pretrained is True and entry is None:
         raise ConfigError(_no_weights(name, backbone["name"]))
-    if pretrained:
+    if _is_wanted(pretrained):
         load_weights(model, _download(entry) if pretrained is True else local_file(pretrained), adapt=True)
     return model
+
+
+def _is_wanted(pretrained):
+    """Whether there are weights to load; ConfigError for what is neither a bool nor a path, nor an address."""
+    if pretrained is None or isinstance(pretrained, bool):
+        return bool(pretrained)
+    if not isinstance(pretrained, (str, os.PathLike)) or not str(pretrained):
+        raise ConfigError(f"pretrained must be True, False, a path or an address, not {pretrained!r}")
+    return True
 
 
 def _from_config(path, pretrained, backbone, head):
@@ -135,8 +171,8 @@ def _from_config(path, pretrained, backbone, head):
         key = "architecture" if "architecture" in node else "backbone"
         node = {**node, key: {**node[key], **(backbone or {})}, "head": {**node["head"], **(head or {})}}
         MODELS.check(node, "model")
-        model = build(node)
-    if pretrained:
+        model = build(node, training=False)
+    if _is_wanted(pretrained):
         load_weights(model, local_file(pretrained), adapt=True)
     return model
 
@@ -153,7 +189,8 @@ def _resolve(name):
         return entry.backbone, entry
     preset = next((preset for preset in PRESETS if normal_form(preset) == normal_form(str(name))), None)
     if preset is None:
-        raise ConfigError(f"no model '{name}'{_nearest_names(name)}")
+        shown = repr(str(name)) if len(str(name)) <= 80 else repr(str(name)[:80]) + "..."
+        raise ConfigError(f"no model {shown}{_nearest_names(name)}")
     return preset, None
 
 
@@ -172,4 +209,4 @@ def _no_weights(name, preset):
 
 
 def _matching(pattern, names):
-    return [name for name in names if fnmatch.fnmatchcase(normal_form(name), normal_form(pattern))]
+    return [name for name in names if fnmatch.fnmatchcase(normal_form(name), normal_form(str(pattern)))]

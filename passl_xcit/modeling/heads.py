@@ -13,6 +13,8 @@ from passl_xcit.metrics import accuracy
 from passl_xcit.utils.errors import ConfigError
 from passl_xcit.utils.registry import HEADS
 
+MOST_CLASSES = 10_000_000
+
 
 class SwinTransformerClsHead(nn.Layer):
     """Features -> logits, and their loss and accuracy.
@@ -30,8 +32,8 @@ class SwinTransformerClsHead(nn.Layer):
         with_avg_pool: bool = False,
     ):
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, not {num_classes}")
+        if not 1 <= num_classes <= MOST_CLASSES:
+            raise ValueError(f"num_classes must lie between 1 and {MOST_CLASSES:,}, not {num_classes}")
         self.num_classes, self.with_avg_pool = num_classes, with_avg_pool
         self.in_channels = in_channels if isinstance(in_channels, int) else tuple(in_channels)
         self.fc_cls = self._build_classifier()

@@ -88,7 +88,7 @@ _MARKS = (
     ("s1_b1.conv0._conv.", "regnet", "paddle"),
 )
 _FEATURES = "backbone."
-_WRAPPERS = ("module.", "_layers.", "model.")  # of DataParallel, and of modules that hold the model
+_WRAPPERS = ("module.", "_layers.", "model.", "Student.", "Teacher.")  # of DataParallel, and of what holds the model
 _LEAVES = {"running_mean": "_mean", "running_var": "_variance"}
 _MINDSPORE_LEAVES = {"moving_mean": "_mean", "moving_variance": "_variance", "gamma": "weight", "beta": "bias"}
 _COUNTER = ".num_batches_tracked"
@@ -158,12 +158,15 @@ def written_as(recognised, dialect):
 
 def _unwrapped(arrays):
     """Without the prefixes that wrappers give to all names; of a distillation's two models the student."""
+    while prefix := next((prefix for prefix in _WRAPPERS if _all_begin_with(prefix, arrays)), None):
+        arrays = {name[len(prefix) :]: array for name, array in arrays.items()}
     if any(name.startswith("Student.") for name in arrays):
-        arrays = {name[8:]: array for name, array in arrays.items() if name.startswith("Student.")}
-    for prefix in _WRAPPERS:
-        if all(name.startswith(prefix) for name in arrays):
-            arrays = {name[len(prefix) :]: array for name, array in arrays.items()}
+        return _unwrapped({name: array for name, array in arrays.items() if name.startswith("Student.")})
     return _unprefixed(arrays)
+
+
+def _all_begin_with(prefix, arrays):
+    return bool(arrays) and all(name.startswith(prefix) for name in arrays)
 
 
 def _unprefixed(arrays):

@@ -1,5 +1,7 @@
 """Loading weights strictly: all of a model or nothing of it, from any of the file formats and dialects."""
 
+import contextlib
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +11,7 @@ from passl_xcit.modeling.backbones.crossvit import CrossViT
 from passl_xcit.modeling.backbones.regnet import RegNet
 from passl_xcit.modeling.backbones.xcit import XCiT
 from passl_xcit.modeling.checkpoint_formats import read_file, write_file
+from passl_xcit.modeling.formats.refusals import short
 from passl_xcit.modeling.identify import looks_like
 from passl_xcit.modeling.name_maps import recognise
 from passl_xcit.modeling.state_dict import COUNTERS, MATHS, state_dict_of
@@ -16,7 +19,6 @@ from passl_xcit.utils.errors import CheckpointError
 from passl_xcit.utils.logger import TRAINER, get_logger
 
 LINES_SHOWN = 8
-_FOR_PAPERS_MATHS = ("official", "timm", "mmpretrain")
 _BACKBONES = {"xcit": XCiT, "crossvit": CrossViT, "regnet": RegNet}
 logger = get_logger(TRAINER)
 
@@ -68,16 +70,11 @@ def load_weights(model, path, adapt=False, ema=False):
     """
     found = read_weights(path, ema)
     arrays = _without_backbone_prefix(found.arrays, model)
-    if adapt:
-        arrays = adapted(arrays, model, path)
-    before = switch_maths(model, maths_of(found), path)
-    try:
+    arrays, lines = adapted(arrays, model) if adapt else (arrays, [])
+    with _maths_needed(model, maths_of(found), path):
         set_weights(model, arrays, path)
-    except CheckpointError:
-        switch_maths(model, before, path)
-        raise
-    if found.dialect in _FOR_PAPERS_MATHS and before in [*_BACKBONES[found.family].MATHS.values()]:
-        logger.warning(f"{path}: its weights are for the paper's maths, but the model computes with {before}")
+    for line in lines:
+        logger.info(f"{path}: {line}")
 
 
 def set_weights(model, arrays, source):
@@ -102,6 +99,8 @@ def extract_weights(checkpoint, output, prefix="", remove_prefix=False):
     Raises:
         CheckpointError: if a file cannot be read or written, or no name begins so.
     """
+    if Path(output).suffix != ".pdparams":
+        raise CheckpointError(f"{output}: Paddle's weights go to a file that ends in .pdparams")
     tree = read_file(checkpoint)
     arrays = state_dict_of(tree, str(checkpoint))
     start = f"{prefix}." if prefix else ""
@@ -116,10 +115,17 @@ def extract_weights(checkpoint, output, prefix="", remove_prefix=False):
 def explain(have, want):
     """Lines saying how two {name: shape} tables, the file's and the model's, differ; empty when they agree."""
     missing = [f"  - {name} {want[name]}: the model has it, the file has not" for name in want if name not in have]
-    extra = [f"  + {name} {have[name]}: the file has it, the model has not" for name in have if name not in want]
+    extra = [
+        f"  + {_in_line(name)} {have[name]}: the file has it, the model has not" for name in have if name not in want
+    ]
     both = [name for name in want if name in have and have[name] != want[name]]
     shapes = [f"  ~ {name}: file {have[name]}, model {want[name]}" for name in both]
     return [*_shortened(missing), *_shortened(extra), *_shortened(shapes)]
+
+
+def _in_line(name):
+    """A name from a file, fit for a line on a terminal."""
+    return name if name.isprintable() and len(name) <= 120 else short(name)
 
 
 def _shortened(lines):
@@ -144,7 +150,8 @@ def _other_classes(arrays, targets):
     ]
     if classes[0] == classes[1] or len(classes[0]) != 1:
         return ""
-    return f" (it has {classes[0].pop()} classes, the model {classes[1].pop()})"
+    theirs, ours = (found.pop() for found in classes)
+    return f" (it has {theirs} classes, the model {ours}: set num_classes; a training replaces the head by itself)"
 
 
 def _as_type_of(tensor, array, name, source):
@@ -171,17 +178,34 @@ def maths_of(found):
 
 
 def switch_maths(model, wanted, path):
-    """Let `model` compute as `wanted`, {argument of the backbone: value}, says; returns the values before.
+    """Let `model` compute as its weights, read from `path`, need it, and say so where that is a change.
+
+    Args:
+        wanted: {argument of the backbone: value}; empty for the arguments that the model was built with.
 
     Raises:
         CheckpointError: if the model has no such arguments or values.
     """
+    with _maths_needed(model, wanted, path):
+        pass
+
+
+@contextlib.contextmanager
+def _maths_needed(model, wanted, path):
+    """`switch_maths`, undone if the body fails."""
     backbone = getattr(model, "backbone", model)
     before = getattr(backbone, "maths", {})
-    if wanted and wanted != before:
-        try:
+    wanted = wanted or getattr(backbone, "built_maths", {})
+    try:
+        if wanted != before:
             backbone.set_maths(**wanted)
-        except (AttributeError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path}: its weights need {wanted}: {error}") from error
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its weights need {wanted}: {error}") from error
+    try:
+        yield
+    except CheckpointError:
+        if wanted != before:
+            backbone.set_maths(**before)
+        raise
+    if wanted != before:
         logger.info(f"{path}: its weights need {wanted}, which the model now computes with")
-    return before

@@ -16,18 +16,28 @@ def select_device(name):
     Raises:
         ConfigError: for a device that this Paddle or machine does not have.
     """
-    kind, colon, index = name.partition(":")
-    if colon and not index.isdigit():
-        raise ConfigError(f"'{name}': expected a device such as cpu, gpu, gpu:1 or npu:0", "device")
-    if kind == "gpu" and not _gpu_count():
+    if _kind_of(name) == "gpu" and not _gpu_count():
         logger.warning("device: gpu was asked for, but this Paddle sees no GPU: running on the CPU")
-        name = kind = "cpu"
-    if kind not in available_kinds():
-        raise ConfigError(_missing(kind), "device")
+        name = "cpu"
+    check_device(name)
     try:
         paddle.set_device(name)
     except (ValueError, RuntimeError, OSError) as error:
         raise ConfigError(f"'{name}' cannot be used: {str(error).strip().splitlines()[-1]}", "device") from error
+
+
+def check_device(name):
+    """Raise ConfigError unless `name` is a device, such as 'cpu' or 'gpu:1', of a kind that this Paddle can run on."""
+    kind = _kind_of(name)
+    if kind not in available_kinds():
+        raise ConfigError(_missing(kind), "device")
+
+
+def _kind_of(name):
+    kind, colon, index = str(name).partition(":")
+    if colon and not index.isdigit():
+        raise ConfigError(f"'{name}': expected a device such as cpu, gpu, gpu:1 or npu:0", "device")
+    return kind
 
 
 def available_kinds():

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tiny_run import tiny_config
 
+from passl_xcit import create_model
 from passl_xcit.engine import builder
 from passl_xcit.engine.chance import Tally, is_chance
 from passl_xcit.utils.logger import setup_logger
@@ -103,6 +104,13 @@ def test_a_head_that_was_never_trained_is_found(evaluate):
     assert "weights: the head's bias is all zero, as in a new model: the head looks untrained" in evaluate(
         Oracle([2] * 4)
     )
+
+
+def test_heads_of_several_branches_that_were_never_trained_are_found():
+    model = create_model("crossvit_tiny_240", num_classes=CLASSES)
+    tally = Tally(CLASSES)
+    tally.add(paddle.randn([8, 3, 4, 4]), paddle.rand([8, CLASSES]), paddle.zeros([8], "int64"))
+    assert tally.findings(model)[0].startswith("weights: the head's bias is all zero")
 
 
 def test_batchnorms_that_were_never_trained_are_found(evaluate):

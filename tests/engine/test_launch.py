@@ -29,7 +29,7 @@ def weights(tmp_path):
 def forbid(monkeypatch, *functions):
     """Make these functions of the builder fail when they are called."""
     for name in functions:
-        monkeypatch.setattr(builder, name, lambda *arguments, name=name: pytest.fail(f"{name} was called"))
+        monkeypatch.setattr(builder, name, lambda *arguments, name=name, **options: pytest.fail(f"{name} was called"))
 
 
 def printed(capsys):

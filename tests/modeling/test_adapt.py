@@ -73,12 +73,39 @@ def test_a_grey_image_gives_what_it_gives_as_three_equal_channels(preset, tmp_pa
     np.testing.assert_allclose(model(grey).numpy(), source(grey.expand([-1, 3, -1, -1])).numpy(), atol=1e-5)
 
 
-@pytest.mark.parametrize("channels", [2, 3, 4, 7])
-def test_more_channels_keep_the_sum_of_a_constant_image(channels):
-    kernel = np.full((2, 3, 3, 3), 0.5, "float32")
+@pytest.mark.parametrize("channels", [1, 3, 4, 7])
+def test_equal_channels_give_what_they_gave(channels):
+    kernel = np.random.RandomState(0).standard_normal((2, 3, 3, 3)).astype("float32")
     adapted = with_channels(kernel, channels)
-    assert adapted.shape == (2, channels, 3, 3)
-    np.testing.assert_allclose(adapted.sum(axis=1), kernel.sum(axis=1), rtol=1e-6)
+    assert adapted.shape == (2, channels, 3, 3) and adapted.dtype == np.float32
+    np.testing.assert_allclose(adapted.sum(axis=1), kernel.sum(axis=1), atol=1e-6)
+
+
+def test_fewer_channels_are_scaled_up():
+    kernel = np.full((2, 3, 3, 3), 0.5, "float32")
+    np.testing.assert_allclose(with_channels(kernel, 2), np.full((2, 2, 3, 3), 0.75))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a: a.pop("head.fc_cls.bias"),
+        lambda a: a.update({"head.fc_cls.bias": np.array(0, "float32")}),
+        lambda a: a.update({"head.fc_cls.bias": a["head.fc_cls.bias"][:, None]}),
+        lambda a: a.update({"head.fc_cls.weight": a["head.fc_cls.weight"].T}),
+        lambda a: a.update({"head.fc_cls.weight": a["head.fc_cls.weight"][:, :2]}),
+        lambda a: a.update({"head.fc_cls.weight": a["head.fc_cls.weight"][:5]}),
+        lambda a: a.update({"head.fc_cls.extra": np.zeros(3, "float32")}),
+    ],
+    ids=["no bias", "bias a number", "bias a column", "transposed", "half the classes", "half the features", "extra"],
+)
+def test_a_head_that_differs_otherwise_is_damaged_and_refused(change, tmp_path, lines):
+    arrays = {name: tensor.numpy() for name, tensor in tiny("xcit_nano_12_p16").state_dict().items()}
+    change(arrays)
+    write_file(tmp_path / "w.pdparams", arrays)
+    with pytest.raises(CheckpointError, match=r"~ head|- head|\+ head"):
+        load_weights(tiny("xcit_nano_12_p16"), tmp_path / "w.pdparams", adapt=True)
+    assert lines == []
 
 
 def test_crossvit_takes_weights_of_another_image_size(tmp_path, lines):

@@ -7,6 +7,7 @@ import os
 import pickle
 import resource
 import signal
+import stat
 import struct
 import subprocess
 import sys
@@ -429,7 +430,7 @@ def test_a_device_is_not_replaced_by_a_file(tmp_path):
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
 
 
-def test_a_link_is_followed(tmp_path):
+def test_what_a_link_points_to_is_written(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link.pdparams").symlink_to(tmp_path / "real" / "w.pdparams")
     write_file(tmp_path / "link.pdparams", {"w": np.ones(2)})

@@ -123,7 +123,7 @@ def test_arguments_reach_the_backbone_and_the_head():
         ({"depth": "3"}, "xcit_nano_12_p16.depth: xcit_nano_12_p16 expects int, not '3'"),
         ({"embed_dim": 30}, "xcit_nano_12_p16.embed_dim: embed_dim 30 is not a multiple of num_heads 4"),
         ({"in_chans": 0}, "xcit_nano_12_p16.in_chans: in_chans must be at least 1, not 0"),
-        ({"num_classes": 0}, "xcit_nano_12_p16.num_classes: num_classes must be at least 1, not 0"),
+        ({"num_classes": 0}, "xcit_nano_12_p16.num_classes: num_classes must lie between 1 and 10,000,000, not 0"),
         ({"num_classes": "ten"}, "xcit_nano_12_p16.num_classes: SwinTransformerClsHead expects int, not 'ten'"),
         ({"act": "relu"}, "xcit_nano_12_p16.act: act must be gelu or gelu_tanh, not 'relu'"),
     ],
@@ -211,7 +211,7 @@ def test_the_last_block_is_what_class_attention_starts_from():
 def test_an_unknown_stage_is_refused_with_the_known_ones(stage):
     with pytest.raises(ConfigError) as caught:
         tiny().extract_feat(paddle.rand([1, 3, 32, 32]), stage=stage)
-    known = "known: cls_token, patch_tokens, feature_map, block_0"
+    known = "known: cls_token, patch_tokens, feature_map, block_0, backbone, neck, pre_logits"
     assert str(caught.value) == f"XCiT has no stage '{stage}'; {known}"
 
 
@@ -347,3 +347,86 @@ def test_a_model_that_does_not_take_the_weights_keeps_its_maths(tmp_path):
     with pytest.raises(CheckpointError, match="does not fit the model"):
         passl_xcit.load_weights(model, tmp_path / "w.safetensors")
     assert model.backbone.maths == {"qk_norm": True, "act": "gelu"}
+
+
+@pytest.mark.parametrize("dialect", ["official", "timm", "paddle"])
+def test_other_weights_bring_the_model_back_to_the_maths_it_was_built_with(dialect, tmp_path):
+    source, model = tiny(seed=1), tiny(seed=2)
+    write_weights(tmp_path / "m.safetensors", mindcv_arrays(source))
+    arrays = arrays_of(source) if dialect == "paddle" else written_as(recognise(arrays_of(source)), dialect)
+    write_weights(tmp_path / "w.safetensors", arrays)
+    passl_xcit.load_weights(model, tmp_path / "m.safetensors")
+    assert model.backbone.maths == {"qk_norm": False, "act": "gelu_tanh"}
+    passl_xcit.load_weights(model, tmp_path / "w.safetensors")
+    assert model.backbone.maths == {"qk_norm": True, "act": "gelu"}
+
+
+def test_what_a_model_was_built_with_stays(tmp_path):
+    write_weights(tmp_path / "w.safetensors", written_as(recognise(arrays_of(tiny(seed=1))), "timm"))
+    assert tiny(qk_norm=False, pretrained=tmp_path / "w.safetensors").backbone.qk_norm is False
+
+
+# Bad arguments.
+
+
+@pytest.mark.parametrize("pretrained", ["", 0, [], {}, 5, b"x"])
+def test_pretrained_is_a_bool_a_path_or_an_address(pretrained):
+    with pytest.raises(ConfigError, match="pretrained must be True, False, a path or an address, not "):
+        tiny(pretrained=pretrained)
+
+
+@pytest.mark.parametrize("path", [None, [], b"x", 5, "", "a\0b"])
+def test_what_is_no_path_is_refused_as_a_file(path):
+    with pytest.raises(CheckpointError, match="is not the path of a weight file"):
+        passl_xcit.read_checkpoint(path)
+    with pytest.raises(CheckpointError, match="is not the path of a weight file"):
+        passl_xcit.load_weights(tiny(), path)
+    with pytest.raises(CheckpointError, match="is not the path of a weight file"):
+        passl_xcit.convert_weights(path, "b.pdparams", "paddle")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "tpu"}, "device: no device 'tpu'; this Paddle has: cpu"),
+        ({"device": "cpu:x"}, "device: 'cpu:x': expected a device such as cpu, gpu, gpu:1 or npu:0"),
+        ({"head": 5}, "head must be a dict of arguments, not 5"),
+        ({"backbone": "a"}, "backbone must be a dict of arguments, not 'a'"),
+    ],
+)
+def test_get_model_names_what_is_wrong(options, message):
+    with pytest.raises(ConfigError, match=message):
+        get_model("xcit_nano_12_p16", **options)
+
+
+@pytest.mark.parametrize("name", ["xcit\n\x1b[31m", "x" * 10_000])
+def test_odd_names_make_one_short_line(name):
+    with pytest.raises(ConfigError) as caught:
+        create_model(name)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("options", [{"num_classes": 2**40}, {"num_classes": 10**9}, {"num_classes": -1}])
+def test_absurd_numbers_of_classes_are_refused(options):
+    with pytest.raises(ConfigError, match="num_classes must lie between 1 and 10,000,000, not"):
+        create_model("xcit_nano_12_p16", **options)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (
+            paddle.zeros([3, 32, 32]),
+            r"images have the shape \[3, 32, 32\], expected \[batch, channels, height, width\]",
+        ),
+        (paddle.zeros([1, 3, 32, 32], "uint8"), "images hold uint8, expected float32 after normalisation"),
+        (paddle.zeros([1, 4, 32, 32]), "images have 4 channels, but the model's in_chans is 3"),
+    ],
+)
+@pytest.mark.parametrize("name", ["xcit_nano_12_p16", "crossvit_tiny_240", "regnetx_002"])
+def test_images_that_cannot_be_right_are_named(name, images, message):
+    model = create_model(name)
+    with pytest.raises(passl_xcit.DataError, match=message):
+        model(images)
+    with pytest.raises(passl_xcit.DataError, match=message):
+        model.extract_feat(images, stage=model.backbone.stages[0])

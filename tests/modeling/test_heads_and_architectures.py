@@ -69,7 +69,9 @@ def test_a_loss_comes_with_accuracies(targets):
 
 
 def test_a_head_needs_a_class():
-    with pytest.raises(ConfigError, match="model.head.num_classes: num_classes must be at least 1, not 0"):
+    with pytest.raises(
+        ConfigError, match="model.head.num_classes: num_classes must lie between 1 and 10,000,000, not 0"
+    ):
         HEADS.build({**HEAD, "num_classes": 0}, "model.head")
 
 

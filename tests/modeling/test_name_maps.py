@@ -108,7 +108,20 @@ def test_official_names_of_crossvit_are_ibm_s():
     assert all(name in official for name in expected)
 
 
-@pytest.mark.parametrize("prefix", ["module.", "model.", "_layers.", "backbone.", "module.backbone.", "Student."])
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "module.",
+        "model.",
+        "_layers.",
+        "backbone.",
+        "module.backbone.",
+        "Student.",
+        "Teacher.",
+        "module.module.",
+        "_layers.Student.",
+    ],
+)
 @pytest.mark.parametrize("model", ["xcit_nano_12_p16_224", "crossvit_9_240"])
 def test_wrappers_of_the_whole_model_are_taken_off(prefix, model):
     shapes = PEERS["timm"][model]

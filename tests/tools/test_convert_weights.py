@@ -144,6 +144,17 @@ def mindcv():
             "b.txt: a file for timm ends in .pth",
         ),
         (random_arrays(PEERS["timm"]["crossvit_9_240"]), ("no/b.pth", "--to", "timm"), "no/b.pth: cannot be written"),
+        (
+            random_arrays(PEERS["timm"]["crossvit_9_240"]),
+            ("a.safetensors", "--to", "timm"),
+            "a.safetensors: is the source itself",
+        ),
+        (
+            random_arrays(PEERS["timm"]["crossvit_9_240"]),
+            ("link.pth", "--to", "timm"),
+            "link.pth: is the source itself",
+        ),
+        (random_arrays({"fc\n\x1b[31m": [2, 3]}), ("b.pdparams", "--to", "paddle"), "is 'fc\\n\\x1b[31m'"),
         (mindcv(), ("b.pth", "--to", "timm"), "which timm cannot compute; convert it to paddle"),
         (None, ("b.pth", "--to", "timm"), "a.safetensors: there is no such file"),
     ],
@@ -151,6 +162,7 @@ def mindcv():
 def test_what_cannot_be_converted_is_said_in_one_line_and_leaves_nothing(arrays, arguments, message, run, tmp_path):
     if arrays is not None:
         write_weights(tmp_path / "a.safetensors", arrays)
+        (tmp_path / "link.pth").symlink_to("a.safetensors")
     before = sorted(path.name for path in tmp_path.iterdir())
     code, output, errors = run("a.safetensors", *arguments)
     assert code == 1 and output == ""

@@ -22,6 +22,20 @@ def checkpoint(tmp_path):
     return path
 
 
+@pytest.mark.parametrize("name", ["weights.pth", "weights", "weights.xyz"])
+def test_weights_go_to_a_file_of_paddles(checkpoint, tmp_path, name):
+    with pytest.raises(CheckpointError, match=f"{name}: Paddle's weights go to a file that ends in .pdparams"):
+        main([str(checkpoint), "--output", str(tmp_path / name)])
+    assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("arguments", [["", "--output", "b.pdparams"], ["a.pdparams", "--output", ""]])
+def test_an_unset_variable_of_a_shell_script_is_named(arguments, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 2 and "expected a path, not an empty text" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "flags, names",
     [

@@ -93,7 +93,7 @@ def test_a_checkpoint_may_be_an_address(run, trained, tmp_path):
         (("CONFIG", "CHECKPOINT", "--data_dir", "nowhere"), "--data_dir nowhere: there is no such folder"),
         (
             ("CONFIG", "CHECKPOINT", "-o", "model.head.num_classes=4"),
-            r"left as it was \(it has 3 classes, the model 4\):",
+            r"left as it was \(it has 3 classes, the model 4: set num_classes; a training replaces the head",
         ),
     ],
 )

@@ -1,8 +1,13 @@
 """What every backbone can do besides its forward: give inner features, and take another project's maths."""
 
+from typing import get_type_hints
+
+import paddle
 from paddle import nn
 
+from passl_xcit.utils.errors import DataError
 from passl_xcit.utils.registry import nearest
+from passl_xcit.utils.typing_check import describe, fits
 
 
 class Backbone(nn.Layer):
@@ -22,6 +27,11 @@ class Backbone(nn.Layer):
         """The arguments named in MATHS with their present values."""
         return {name: getattr(self, name) for options in self.MATHS.values() for name in options}
 
+    @property
+    def built_maths(self):
+        """The same with the values that the constructor got."""
+        return getattr(self, "_built_maths", self.maths)
+
     def set_maths(self, **options):
         """Compute from now on with these values of the arguments named in MATHS.
 
@@ -31,10 +41,14 @@ class Backbone(nn.Layer):
         kind = type(self).__name__
         if options and not self.maths:
             raise ValueError(f"{kind} has one way to compute only, no '{next(iter(options))}'")
-        for name in options:
+        hints = get_type_hints(type(self).__init__)
+        for name, value in options.items():
             if name not in self.maths:
                 raise ValueError(f"{kind} has no other maths named '{name}'{nearest(name, self.maths)}")
+            if not fits(value, hints[name]):
+                raise ValueError(f"{name} expects {describe(hints[name])}, not {value!r}")
         if options:
+            self._built_maths = self.built_maths
             self._set_maths(**{**self.maths, **options})
 
     def extract(self, images, stage):
@@ -46,3 +60,16 @@ class Backbone(nn.Layer):
         if stage not in self.stages:
             raise ValueError(f"{type(self).__name__} has no stage '{stage}'; known: {', '.join(self.stages)}")
         return self._extract(images, stage)
+
+    def check_images(self, images):
+        """Raise DataError unless `images` are floating-point numbers of shape [B, in_chans, H, W]."""
+        if images.ndim != 4:
+            raise DataError(f"images have the shape {list(images.shape)}, expected [batch, channels, height, width]")
+        if not paddle.is_floating_point(images):
+            raise DataError(f"images hold {_short_type(images)}, expected float32 after normalisation")
+        if images.shape[1] != self.in_chans:
+            raise DataError(f"images have {images.shape[1]} channels, but the model's in_chans is {self.in_chans}")
+
+
+def _short_type(tensor):
+    return str(tensor.dtype).rpartition(".")[2]

@@ -308,8 +308,7 @@ class CrossViT(Backbone):
 
     def _embed(self, images):
         """images [B, in_chans, H, W] -> list of [B, M, C], class token first"""
-        if images.shape[1] != self.in_chans:
-            raise DataError(f"images have {images.shape[1]} channels, but the model's in_chans is {self.in_chans}")
+        self.check_images(images)
         branches = []
         for side, embed, cls_token, pos_embed in zip(self.img_size, self.patch_embed, self.cls_token, self.pos_embed):
             patches = embed(scale_images(images, side, self.input_scaling))  # [B, N, C]

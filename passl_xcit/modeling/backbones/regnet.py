@@ -17,7 +17,6 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from passl_xcit.modeling.backbones.backbone import Backbone
-from passl_xcit.utils.errors import DataError
 from passl_xcit.utils.registry import BACKBONES
 
 SE_RATIO = 0.25  # of the block's input channels, not of those it squeezes (pycls and timm, regnet.py)
@@ -190,8 +189,7 @@ class RegNet(Backbone):
 
     def _extract(self, images, stage):
         """Feature map [B, C, H, W] of the stem, a block or a stage (its last block); `pooled` is its mean, [B, C]."""
-        if images.shape[1] != self.in_chans:
-            raise DataError(f"images have {images.shape[1]} channels, but the model's in_chans is {self.in_chans}")
+        self.check_images(images)
         x = F.relu(self.conv(images))
         for name in self._block_names[: self._blocks_before[stage]]:
             x = getattr(self, name)(x)

@@ -320,7 +320,7 @@ class XCiT(Backbone):
 
     def _embed(self, images):
         """images -> patch tokens [B, N, C] before the first block, and their grid (H, W)."""
-        self._check_images(images)
+        self._check_size(images)
         maps = self.patch_embed(images)  # [B, C, H, W]
         height, width = maps.shape[2:]
         x = maps.flatten(2).transpose([0, 2, 1])  # [B, N, C]
@@ -340,10 +340,9 @@ class XCiT(Backbone):
             x = block(x)
         return x
 
-    def _check_images(self, images):
-        channels, height, width = images.shape[1:]
-        if channels != self.in_chans:
-            raise DataError(f"images have {channels} channels, but the model's in_chans is {self.in_chans}")
+    def _check_size(self, images):
+        self.check_images(images)
+        height, width = images.shape[2:]
         if height % self.patch_size or width % self.patch_size or not height or not width:
             raise DataError(
                 f"images of {height} x {width} pixels do not divide into patches of {self.patch_size}: "

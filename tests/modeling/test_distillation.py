@@ -1,0 +1,233 @@
+"""A student learns from a frozen teacher, which nothing outside the wrapper sees."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tiny_run import tiny_dict, tiny_run
+
+from passl_xcit.engine import builder, launch
+from passl_xcit.losses import hard_distillation, mutual_kl, soft_distillation
+from passl_xcit.modeling import factory
+from passl_xcit.modeling.checkpoint_formats import read_file, write_file
+from passl_xcit.modeling.distillation import DistillationWrapper
+from passl_xcit.utils.config import load_config, parse_override
+from passl_xcit.utils.errors import CheckpointError, ConfigError
+
+# Losses, against their formulas in float64.
+
+
+def logits_of(seed, batch=5, classes=7):
+    return (3 * np.random.RandomState(seed).standard_normal((2, batch, classes))).astype("float32")
+
+
+def softmax(logits):
+    exponentials = np.exp(logits.astype("float64") - logits.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+def kl(p, q):
+    """KL(p || q), mean over the batch."""
+    return (p * (np.log(p) - np.log(q))).sum(axis=1).mean()
+
+
+@given(st.integers(0, 2**31))
+def test_mutual_kl_is_the_mean_of_both_divergences(seed):
+    student, teacher = logits_of(seed)
+    s, t = softmax(student), softmax(teacher)
+    found = mutual_kl(paddle.to_tensor(student), paddle.to_tensor(teacher)).item()
+    assert found == pytest.approx((kl(s, t) + kl(t, s)) / 2, rel=1e-4)
+
+
+@given(st.integers(0, 2**31))
+def test_mutual_kl_is_passls(seed):
+    """target * log((target + 1e-12) / (x + 1e-12)) * C, half the mean over batch and classes of both directions."""
+    student, teacher = logits_of(seed)
+    s, t = softmax(student), softmax(teacher)
+    both = sum(a * np.log((a + 1e-12) / (b + 1e-12)) * s.shape[1] for a, b in ((s, t), (t, s)))
+    found = mutual_kl(paddle.to_tensor(student), paddle.to_tensor(teacher)).item()
+    assert found == pytest.approx(0.5 * both.mean(), rel=1e-4)
+
+
+@given(st.integers(0, 2**31), st.sampled_from([0.5, 1.0, 3.0]))
+def test_soft_distillation_is_deits(seed, tau):
+    student, teacher = logits_of(seed)
+    s, t = softmax(student / tau), softmax(teacher / tau)
+    expected = (t * (np.log(t) - np.log(s))).sum() * tau**2 / s.size
+    found = soft_distillation(paddle.to_tensor(student), paddle.to_tensor(teacher), tau).item()
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-7)
+
+
+@given(st.integers(0, 2**31))
+def test_hard_distillation_is_deits(seed):
+    student, teacher = logits_of(seed)
+    expected = -np.log(softmax(student))[np.arange(5), teacher.argmax(axis=1)].mean()
+    found = hard_distillation(paddle.to_tensor(student), paddle.to_tensor(teacher)).item()
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+# The wrapper.
+
+REGNET = {"name": "RegNet", "w_a": 0.0, "w_0": 16, "w_m": 2.0, "d": 2, "group_w": 8, "bot_mul": 1.0, "se_on": True}
+
+
+def model_node(folder, classes=3, **options):
+    """PASSL's form: a list of single names, each with a model."""
+    student = tiny_dict(folder)["model"]
+    teacher = {
+        "name": "Classification",
+        "backbone": REGNET,
+        "head": {"name": "ClasHead", "in_channels": 16, "num_classes": classes},
+    }
+    return {"name": "DistillationWrapper", "models": [{"Teacher": teacher}, {"Student": student}], **options}
+
+
+def wrapper(folder, **options):
+    paddle.seed(0)
+    return factory.build(model_node(folder, **options))
+
+
+def config(folder, *overrides, **options):
+    data = tiny_dict(folder)
+    data["model"] = model_node(folder, **options)
+    path = folder / "dist.yaml"
+    path.write_text(yaml.safe_dump(data, sort_keys=False))
+    return path
+
+
+def arrays_of(model):
+    return {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
+
+
+IMAGES, TARGETS = paddle.randn([4, 3, 8, 8]), paddle.to_tensor([0, 1, 2, 0])
+
+
+@pytest.mark.parametrize("kind", ["dml", "hard", "soft"])
+def test_the_loss_is_the_weighted_sum_of_the_labels_and_the_teachers(kind, tmp_path):
+    options = {"dml_loss_weight": 0.3, "head_loss_weight": 0.9} if kind == "dml" else {"alpha": 0.2, "tau": 2.0}
+    model = wrapper(tmp_path, distillation_type=kind, **options)
+    model.train()
+    paddle.seed(3)
+    outputs = model.train_iter(IMAGES, TARGETS)
+    paddle.seed(3)
+    logits, teacher = model.student(IMAGES), model.teacher(IMAGES)
+    expected = {"dml": mutual_kl, "hard": hard_distillation, "soft": lambda s, t: soft_distillation(s, t, 2.0)}[kind]
+    weight, head_weight = (0.3, 0.9) if kind == "dml" else (0.2, 0.8)
+    distilled, head = expected(logits, teacher), model.student.head.loss(logits, TARGETS)["loss"]
+    assert outputs["loss"].item() == pytest.approx((weight * distilled + head_weight * head).item(), rel=1e-5)
+    assert list(outputs) == ["loss", "acc1", "acc5", "head_loss", f"{kind}_loss"]
+
+
+def test_nothing_outside_sees_the_teacher(tmp_path):
+    model = wrapper(tmp_path)
+    model.train()
+    assert not model.teacher.training and model.student.training
+    assert all(name.startswith("Student.") for name in model.state_dict())
+    assert len(model.parameters()) == len(model.student.parameters())
+    assert not any(layer is model.teacher for layer in model.sublayers())
+
+
+def test_outside_training_it_is_the_student(tmp_path):
+    model = wrapper(tmp_path)
+    model.eval()
+    np.testing.assert_array_equal(model(IMAGES).numpy(), model.student(IMAGES).numpy())
+    assert model.num_classes == 3 and model.backbone is model.student.backbone
+
+
+def test_training_changes_not_a_byte_of_the_teacher(tmp_path):
+    trainer = builder.build_trainer(cfg := load_config(config(tmp_path)), builder.build_model(cfg))
+    trainer.output_dir.mkdir()
+    before = arrays_of(trainer.model.teacher)
+    trainer.train()
+    after = arrays_of(trainer.model.teacher)
+    assert any("_mean" in name for name in before)
+    for name, array in before.items():
+        assert array.tobytes() == after[name].tobytes(), name
+    assert all(parameter.grad is None for parameter in trainer.model.teacher.parameters())
+
+
+def test_the_teacher_sees_its_own_size_and_normalisation(tmp_path):
+    given = {"input_mean": [10.0, 20.0, 30.0], "input_std": [2.0, 4.0, 5.0]}
+    model = wrapper(tmp_path, teacher_mean=[1.0, 2.0, 3.0], teacher_std=[3.0, 3.0, 6.0], teacher_size=16, **given)
+    raw = 100 * np.random.RandomState(0).rand(2, 3, 8, 8)
+    ours = (raw - np.reshape(given["input_mean"], (3, 1, 1))) / np.reshape(given["input_std"], (3, 1, 1))
+    theirs = (raw - np.reshape([1.0, 2.0, 3.0], (3, 1, 1))) / np.reshape([3.0, 3.0, 6.0], (3, 1, 1))
+    seen = model.teacher_images(paddle.to_tensor(ours.astype("float32")))
+    assert seen.shape == [2, 3, 16, 16]
+    np.testing.assert_allclose(seen.numpy().mean(axis=(2, 3)), theirs.mean(axis=(2, 3)), rtol=0.1)
+    model.teacher_size = None
+    seen = model.teacher_images(paddle.to_tensor(ours.astype("float32")))
+    np.testing.assert_allclose(seen.numpy(), theirs, rtol=1e-4)
+
+
+def test_a_run_trains_evaluates_resumes_and_its_student_is_taken_out(tmp_path):
+    teacher = wrapper(tmp_path).teacher
+    write_file(tmp_path / "teacher.pdparams", arrays_of(teacher))
+    options = {"pretrained_list": [str(tmp_path / "teacher.pdparams"), None]}
+    path = config(tmp_path, **options)
+    launch.run(path, [parse_override(f"output_dir={tmp_path}/whole")])
+    launch.run(path, [parse_override(f"output_dir={tmp_path}/parts"), parse_override("epochs=1")])
+    launch.run(path, [parse_override(f"output_dir={tmp_path}/parts")], resume_from="auto")
+    whole, parts = (read_file(tmp_path / name / "epoch_2.pdparams")["state_dict"] for name in ("whole", "parts"))
+    assert all(name.startswith("Student.") for name in whole)
+    for name, array in whole.items():
+        assert array.tobytes() == parts[name].tobytes(), name
+    (tmp_path / "teacher.pdparams").unlink()
+    accuracy = launch.run(path, load=tmp_path / "whole" / "epoch_2.pdparams", evaluate_only=True)
+    assert accuracy == tiny_run(tmp_path, load=tmp_path / "whole" / "epoch_2.pdparams", evaluate_only=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"infer_model_key": "student"}, "infer_model_key 'student' is not one of models: Teacher, Student"),
+        ({"freeze_params_list": [False, False]}, r"freeze_params_list must be \[True, False\]: the teacher is frozen"),
+        ({"pretrained_list": [None]}, "pretrained_list needs one entry for each of models, not 1"),
+        ({"distillation_type": "kd"}, "distillation_type must be dml, hard, soft, not 'kd'"),
+        ({"alpha": 1.5}, r"alpha must lie in \[0, 1\], not 1.5"),
+        ({"tau": 0.0}, "tau must be above 0, not 0.0"),
+        ({"teacher_size": 0}, "teacher_size must be at least 1, not 0"),
+        ({"teacher_mean": [1.0]}, "teacher_mean needs input_mean, input_std and teacher_std with it"),
+        ({"classes": 5}, "models have 5 and 3 classes: expected as many"),
+        ({"dml_weight": 1.0}, "DistillationWrapper takes no 'dml_weight'; did you mean"),
+    ],
+)
+def test_what_cannot_be_right_is_refused(options, message, tmp_path):
+    cfg = load_config(config(tmp_path, **options))
+    with pytest.raises(ConfigError, match=message):
+        builder.check_config(cfg, training=True)
+        builder.build_model(cfg)
+
+
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        ([], "models needs two different names"),
+        ([{"A": {"name": "X"}}], "no model 'X'"),
+        ([{"A": {}, "B": {}}], "expected one name with a model below it"),
+        (["Teacher"], "expected one name with a model below it"),
+        ("Teacher", "expects a list of mapping"),
+    ],
+)
+def test_a_list_of_models_that_cannot_be_right_is_refused(models, message, tmp_path):
+    cfg = load_config(config(tmp_path, models=models))
+    with pytest.raises(ConfigError, match=message):
+        builder.check_config(cfg, training=True)
+        builder.build_model(cfg)
+
+
+def test_a_teacher_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="nowhere.pdparams: there is no such file"):
+        wrapper(tmp_path, pretrained_list=["nowhere.pdparams", None])
+
+
+def test_it_is_registered_under_passls_name():
+    assert factory.MODELS["DistillationWrapper"].make is DistillationWrapper
