@@ -40,7 +40,8 @@ class Tally:
         rows = targets.numpy() % len(self.confusion)
         np.add.at(self.confusion, (rows, logits.argmax(axis=-1).numpy()), 1)
         if self.first_images is None:
-            self.first_images = images.mean(axis=[0, 2, 3]).numpy(), images.std(axis=[0, 2, 3]).numpy()
+            pixels = images.numpy()
+            self.first_images = pixels.mean(axis=(0, 2, 3)), pixels.std(axis=(0, 2, 3))
 
     def findings(self, model, class_names=None):
         """Lines, one a check, that say what was looked at and what it showed. All processes call it together."""

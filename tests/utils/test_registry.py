@@ -189,4 +189,4 @@ def test_all_fourteen_xcits_are_presets_of_one_class():
 
 
 def test_the_sections_of_a_file_take_what_the_loader_takes():
-    assert set(builder.LOADER.schema.known) == {"num_workers", "use_shared_memory", "prefetch_factor"}
+    assert set(builder.LOADER.schema.known) == {"num_workers", "use_shared_memory", "prefetch_factor", "timeout"}
