@@ -37,11 +37,12 @@ class Section:
 
 @dataclass
 class Split:
-    """`dataloader.train` or `dataloader.val`."""
+    """`dataloader.train` or `dataloader.val`; PASSL's distillation files have `num_workers` here, others in `loader`."""
 
     dataset: dict
     sampler: dict
     loader: Optional[dict] = None
+    num_workers: Optional[int] = None
 
 
 @dataclass
@@ -145,7 +146,14 @@ def build_loader(cfg, split, num_classes):
         position = {"length": len(dataset), "rank": rank(), "world_size": world_size()}
         sampler = SAMPLERS.build(node["sampler"], f"{path}.sampler", seed=seed, pad=split == "train", **position)
         runtime = {"dataset": dataset, "batch_sampler": sampler}
-        return LOADER.schema.build(node.get("loader") or {}, f"{path}.loader", runtime)
+        return LOADER.schema.build(_loader_node(node, path), f"{path}.loader", runtime)
+
+
+def _loader_node(node, path):
+    loader, workers = dict(node.get("loader") or {}), node.get("num_workers")
+    if workers is not None and "num_workers" in loader:
+        raise ConfigError("is given twice: here and in loader", f"{path}.num_workers")
+    return loader if workers is None else {**loader, "num_workers": workers}
 
 
 def _check_val(split, node):

@@ -185,6 +185,22 @@ def test_a_run_trains_evaluates_resumes_and_its_student_is_taken_out(tmp_path):
     assert accuracy == tiny_run(tmp_path, load=tmp_path / "whole" / "epoch_2.pdparams", evaluate_only=True)
 
 
+def test_the_keys_that_passls_distillation_files_have_besides_are_taken(tmp_path):
+    data = yaml.safe_load(config(tmp_path).read_text())
+    data["model"]["models"][1]["Student"]["architecture"]["img_size"] = 224
+    for split in ("train", "val"):
+        data["dataloader"][split]["num_workers"] = 1
+    (tmp_path / "passl.yaml").write_text(yaml.safe_dump(data))
+    cfg = load_config(tmp_path / "passl.yaml")
+    builder.check_config(cfg, training=True)
+    assert builder.build_model(cfg).num_classes == 3
+    assert builder.build_loader(cfg, "train", 3).num_workers == 1
+    data["dataloader"]["train"]["loader"] = {"num_workers": 2}
+    (tmp_path / "passl.yaml").write_text(yaml.safe_dump(data))
+    with pytest.raises(ConfigError, match="dataloader.train.num_workers: is given twice: here and in loader"):
+        builder.build_loader(load_config(tmp_path / "passl.yaml"), "train", 3)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

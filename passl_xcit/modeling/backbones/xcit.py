@@ -10,6 +10,7 @@ h heads, d = C / h channels of a head, p patch size.
 
 import math
 from functools import lru_cache
+from typing import Optional
 
 import numpy as np
 import paddle
@@ -241,6 +242,7 @@ class XCiT(Backbone):
         in_chans: channels of the images.
         qk_norm: whether XCA normalises q and k, as the paper does; MindCV's weights need False.
         act: "gelu" or, for MindCV's weights, "gelu_tanh".
+        img_size: a key of PASSL's distillation files that says nothing: no parameter depends on the size of images.
 
     Raises:
         ValueError: for sizes that do not fit one another.
@@ -266,6 +268,7 @@ class XCiT(Backbone):
         in_chans: int = 3,
         qk_norm: bool = True,
         act: str = "gelu",
+        img_size: Optional[int] = None,
     ):
         super().__init__()
         _check_sizes(patch_size, embed_dim, depth, num_heads, cls_attn_layers, in_chans)
