@@ -37,7 +37,7 @@ class Section:
 
 @dataclass
 class Split:
-    """`dataloader.train` or `dataloader.val`; PASSL's distillation files have `num_workers` here, others in `loader`."""
+    """`dataloader.train` or `.val`; PASSL's distillation files have `num_workers` here, others in `loader`."""
 
     dataset: dict
     sampler: dict
