@@ -15,7 +15,7 @@ from passl_xcit.utils.dist import rank
 folder, *arguments = sys.argv[1:]
 models = []
 build_model = builder.build_model
-builder.build_model = lambda cfg: models.append(build_model(cfg)) or models[0]
+builder.build_model = lambda *arguments, **options: models.append(build_model(*arguments, **options)) or models[0]
 train.main(arguments)
 weights = {name: tensor.numpy() for name, tensor in models[0].state_dict().items()}
 write_file(Path(folder) / f"rank{rank()}.pdparams", {**weights, "pid": os.getpid()})
