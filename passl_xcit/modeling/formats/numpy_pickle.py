@@ -69,7 +69,7 @@ def _make_empty_array(machine, arguments):
 
 def _make_array(machine, arguments):
     """`_frombuffer(raw, dtype, shape, order[, axis_order])`, which protocol 5 uses."""
-    if len(arguments) not in (4, 5) or type(arguments[3]) is not str or arguments[3] not in ("C", "F", "K"):
+    if len(arguments) not in (4, 5) or arguments[3] not in ("C", "F", "K"):
         raise machine.unwanted("makes an array with unusual arguments")
     raw, dtype, shape, order, *axes = arguments
     if order != "K":

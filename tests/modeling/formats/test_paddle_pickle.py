@@ -22,12 +22,14 @@ from pickle_assembler import (
     DANGEROUS_CALLS,
     DTYPE_OF_BOOL,
     DTYPE_STATE,
+    EIGHT_BYTES,
     ENCODE,
     FROMBUFFER,
     NDARRAY,
     RECONSTRUCT,
     SCALAR,
     TWO,
+    VERSION,
     array,
     call,
     dtype,
@@ -220,10 +222,21 @@ BAD_ARRAYS = {
         call(FROMBUFFER, *ITEMS, text("K"), shape(0, 0)),
         "not a permutation",
     ),
+    "buffer with six arguments": (call(FROMBUFFER, *ITEMS, text("K"), shape(1, 0), b"N"), "unusual arguments"),
+    "buffer with a number as axes": (call(FROMBUFFER, *ITEMS, text("K"), number(1)), "unusual arguments"),
+    "buffer with text among the axes": (
+        call(FROMBUFFER, *ITEMS, text("K"), group(number(0), text("x"))), "unusual arguments"
+    ),
+    "buffer in the order of a list": (call(FROMBUFFER, *ITEMS, b"]"), "unusual arguments"),
     "buffer with too few axes": (
         call(FROMBUFFER, *ITEMS, text("K"), shape(0)),
         "not a permutation",
     ),
+    "dtype with four arguments": (array(kind=dtype(flags=b"\x89\x88N")), "dtype with unusual arguments"),
+    "listed state": (empty_array() + b"](" + VERSION + TWO + dtype() + b"\x89" + EIGHT_BYTES + b"eb", "unusual form"),
+    "bytes encoded": (call(ENCODE, raw(b"a"), text("latin1")), "another codec than latin1"),
+    "a codec with an error handler": (call(ENCODE, text("a"), text("latin1"), text("x")), "another codec than latin1"),
+    "tuple of two": (call(named("builtins", "tuple"), shape(1), shape(2)), "tuple of something that is not a tuple"),
     "another codec": (call(ENCODE, text("a"), text("utf-7")), "another codec than latin1"),
     "a codec that calls": (call(ENCODE, raw(b"a"), text("zip")), "another codec than latin1"),
     "not latin1": (call(ENCODE, text("\u2028"), text("latin1")), "not latin1 text"),
@@ -319,6 +332,9 @@ BAD_STRUCTURES = {
     "100 lists of 100 lists of ...": (b"(]" + HUNDREDFOLD + b"t", "over 150,000 values"),
     "600,000 opcodes": (b"N" * 600_000, "more than 500,000 pickle opcodes"),
     "a megabyte 1,000 times as bytes": (b"](" + MEGABYTE + b"\x94" + b"h\x00" * 1000 + b"e", "many times its own size"),
+    "an array 1,000 times": (
+        b"](" + array(shape(2**18), content=MEGABYTE) + b"\x94" + b"h\x00" * 1000 + b"e", "many times its own size"
+    ),
     "a megabyte 1,000 times as arrays": (
         MEGABYTE + b"\x94](" + array(shape(2**18), content=b"h\x00") * 1000 + b"e", "many times its own size"
     ),
