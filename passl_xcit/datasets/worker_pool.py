@@ -24,7 +24,7 @@ from passl_xcit.utils.errors import DataError
 
 NO_SAMPLE = -1
 # Paddle replaces these handlers when it is imported; its own ones are not made for a forked process.
-TAKEN_OVER = (signal.SIGTERM, signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGBUS)
+TAKEN_OVER = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGBUS)
 
 
 def can_fork():
@@ -180,7 +180,8 @@ def _nothing_inherited_is_collected():
 def _work(pipe, not_ours, load, position, shared, parent):
     """Answer the tasks from `pipe` until the main process is gone."""
     try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the main one decides
+        for number in (signal.SIGINT, signal.SIGTERM):  # these can reach every process; the main one decides
+            signal.signal(number, signal.SIG_IGN)
         for number in TAKEN_OVER:
             signal.signal(number, signal.SIG_DFL)
         for end in not_ours:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,10 +11,11 @@ import paddle
 from paddle import nn
 
 from passl_xcit.engine import checkpoint
+from passl_xcit.engine.stop_request import StopRequest
 from passl_xcit.hooks.hook import Hook, stages_of
 from passl_xcit.utils.device import has_sync_batch_norm
 from passl_xcit.utils.dist import copy_from_first, is_main, rank, world_size
-from passl_xcit.utils.errors import DataError, TrainingError
+from passl_xcit.utils.errors import DataError, TrainingError, TrainingStopped
 from passl_xcit.utils.logger import TRAINER, get_logger
 from passl_xcit.utils.seed import step_seed
 
@@ -34,6 +36,7 @@ class TrainState:
     best: dict = field(default_factory=dict)  # {"acc1", "acc5", "epoch", "iter"} of the best evaluation
     metrics: dict = field(default_factory=dict)  # {"acc1", "acc5"} of the last evaluation
     outputs: dict = field(default_factory=dict)  # {"loss", "acc1", "acc5"} of the last step, as tensors
+    stopping: bool = False  # whether this step is the last one, because of a signal
 
 
 class Trainer:
@@ -104,7 +107,15 @@ class Trainer:
         }
 
     def train(self):
-        """Train from `state` to the last epoch."""
+        """Train from `state` to the last epoch.
+
+        Raises:
+            TrainingStopped: on Ctrl-C or SIGTERM, when the step is finished and the hooks have saved what they save.
+        """
+        with StopRequest() as stop:
+            self._train(stop)
+
+    def _train(self, stop):
         self.model.train()
         self._log_hooks()
         self.call_hooks("run_begin")
@@ -116,10 +127,17 @@ class Trainer:
                 self.state.outputs = self.train_step(images, targets)
                 self.state.iter += 1
                 self.state.samples += len(images) * world_size()  # the sampler gives each process equally many
+                self.state.stopping = stop.agreed(self.state.iter)
                 self.call_hooks("train_iter_end")
+                if self.state.stopping:
+                    raise self._stopped(stop.number or signal.SIGTERM)
             self.state.epoch += 1
             self.call_hooks("train_epoch_end")
         self.call_hooks("run_end")
+
+    def _stopped(self, number):
+        name, iterations = signal.Signals(number).name, self.state.iter
+        return TrainingStopped(f"stopped by {name} after {iterations} iterations; go on with --resume auto", number)
 
     def train_step(self, images, targets):
         """One update of the weights -> {"loss", ...}, detached."""

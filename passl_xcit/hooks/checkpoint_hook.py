@@ -11,13 +11,15 @@ from passl_xcit.utils.logger import TRAINER, get_logger
 from passl_xcit.utils.registry import HOOKS
 
 logger = get_logger(TRAINER)
+INTERRUPTED = "interrupted.pdparams"
 
 
 class CheckpointHook(Hook):
     """Writes `epoch_N.pdparams` every `interval` epochs (with `by_epoch: False` iterations) and after the last one.
 
     `latest.pdparams` is the newest of them. `best.pdparams` is the one with the highest acc1 and outlives pruning;
-    an epoch that is the best so far is saved even between two intervals.
+    an epoch that is the best so far is saved even between two intervals. `interrupted.pdparams` is where a signal
+    stopped the run; the next numbered checkpoint removes it.
 
     Args:
         interval: epochs (iterations with `by_epoch: False`) between two checkpoints.
@@ -59,7 +61,9 @@ class CheckpointHook(Hook):
                     path.unlink()
 
     def train_iter_end(self, trainer):
-        if not self.by_epoch and trainer.state.iter % self.interval == 0:
+        if trainer.state.stopping:
+            self._save(trainer, trainer.state.iter, "iterations", INTERRUPTED)
+        elif not self.by_epoch and trainer.state.iter % self.interval == 0:
             self._save(trainer, trainer.state.iter, "iterations")
 
     def train_epoch_end(self, trainer):
@@ -70,17 +74,19 @@ class CheckpointHook(Hook):
             number, unit = (state.epoch, "epochs") if self.by_epoch else (state.iter, "iterations")
             self._save(trainer, number, unit)
 
-    def _save(self, trainer, number, unit):
+    def _save(self, trainer, number, unit, name=None):
         if is_main():
             folder = self._folder(trainer)
             logger.info(f"Saving checkpoint at {number} {unit}")
-            path = folder / self.template.format(number)
+            path = folder / (name or self.template.format(number))
             trainer.save_checkpoint(path, self.save_optimizer)
             if self.create_symlink:
                 trainer.link_checkpoint(path, folder / "latest.pdparams")
             if trainer.state.best.get("iter") == trainer.state.iter:
                 trainer.link_checkpoint(path, folder / "best.pdparams")
-            self._prune(folder, number)
+            if not name:
+                (folder / INTERRUPTED).unlink(missing_ok=True)
+                self._prune(folder, number)
         wait_for_all()
 
     def _folder(self, trainer):

@@ -33,6 +33,14 @@ class TrainingError(UserError):
     """A training that cannot go on, such as one whose loss is no longer a number."""
 
 
+class TrainingStopped(Exception):
+    """A training that a signal stopped, all saved; the exit code is the customary 128 + the signal's number."""
+
+    def __init__(self, message, number):
+        self.exit_code = 128 + number
+        super().__init__(message)
+
+
 def exit_with_one_line(main, argv=None):
     """Run `main(argv)`; what the user or the system did wrong becomes one line on stderr and a non-zero exit code.
 
@@ -48,6 +56,9 @@ def exit_with_one_line(main, argv=None):
             raise
         print(f"error: {_in_one_line(error)}", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 1))
+    except TrainingStopped as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(stop.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -143,7 +143,7 @@ ENDS = {
         lambda: os.kill(os.getpid(), signal.SIGKILL)
     ),
     "was killed by SIGSEGV at image 21": lambda: os.kill(os.getpid(), signal.SIGSEGV),
-    "was killed by SIGTERM at image 21": lambda: os.kill(os.getpid(), signal.SIGTERM),
+    "was killed by SIGABRT at image 21": lambda: os.kill(os.getpid(), signal.SIGABRT),
     "ended with exit code 0 at image 21": lambda: os._exit(0),
     "ended with exit code 7 at image 21": lambda: os._exit(7),
 }
@@ -180,16 +180,17 @@ def test_an_end_while_nobody_waits_is_told_at_the_next_batch():
 
 
 def test_a_signal_that_this_process_ignores_ends_a_worker():
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    before = signal.signal(signal.SIGABRT, signal.SIG_IGN)
     try:
-        with pytest.raises(DataError, match="killed by SIGTERM"):
-            list(in_workers(act_at(1, lambda: os.kill(os.getpid(), signal.SIGTERM)), range(2), 1))
+        with pytest.raises(DataError, match="killed by SIGABRT"):
+            list(in_workers(act_at(1, lambda: os.kill(os.getpid(), signal.SIGABRT)), range(2), 1))
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGABRT, before)
 
 
-def test_ctrl_c_alone_ends_no_worker():
-    load = act_at(1, lambda: os.kill(os.getpid(), signal.SIGINT))
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_job_ends_no_worker(number):
+    load = act_at(1, lambda: os.kill(os.getpid(), number))
     assert len(list(in_workers(load, range(3), 1))) == 3
 
 

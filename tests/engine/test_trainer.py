@@ -1,5 +1,6 @@
 """A run learns, counts what it does, and goes on after a stop as if there had been none."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from tiny_run import ROOT, Stop, json_lines, tiny_file, tiny_run, tiny_trainer
 from passl_xcit.datasets import demo_fashion_mnist
 from passl_xcit.engine import launch
 from passl_xcit.engine import trainer as trainer_module
+from passl_xcit.hooks.hook import Hook
 from passl_xcit.modeling.checkpoint_formats import read_file
 from passl_xcit.utils.config import parse_override
-from passl_xcit.utils.errors import DataError
+from passl_xcit.utils.errors import DataError, TrainingStopped
 
 DEMO = ROOT / "configs" / "demo" / "xcit_demo_p4_fashion_mnist.yaml"
 BY_ITER = "checkpoint.by_epoch=false"
@@ -199,3 +201,42 @@ def test_a_damaged_image_stops_the_training_with_its_name(tmp_path):
     damaged.write_bytes(damaged.read_bytes()[:60])
     with pytest.raises(DataError, match=rf"{damaged}: the image cannot be read"):
         tiny_run(tmp_path)
+
+
+class Signal(Hook):
+    """Sends this process a signal when `iterations` are finished."""
+
+    def __init__(self, iterations, number):
+        super().__init__(priority=1)
+        self.iterations, self.number = iterations, number
+
+    def train_iter_begin(self, trainer):
+        if trainer.state.iter == self.iterations - 1:
+            signal.raise_signal(self.number)
+
+
+class TestSignals:
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    @pytest.mark.parametrize("iterations", [2, 6, 7])
+    def test_a_stopped_run_saves_its_step_and_resumes_to_the_same_weights(self, number, code, iterations, tmp_path):
+        tiny_run(tmp_path, f"output_dir={tmp_path}/whole")
+        trainer = tiny_trainer(tmp_path, f"output_dir={tmp_path}/parts", hooks=[Signal(iterations, number)])
+        before = signal.getsignal(number)
+        with pytest.raises(TrainingStopped) as caught:
+            trainer.train()
+        assert caught.value.exit_code == code and signal.getsignal(number) == before
+        name = signal.Signals(number).name
+        assert str(caught.value) == f"stopped by {name} after {iterations} iterations; go on with --resume auto"
+        assert read_file(tmp_path / "parts" / "interrupted.pdparams")["iter"] == iterations
+        tiny_run(tmp_path, f"output_dir={tmp_path}/parts", resume_from="auto")
+        whole, parts = (read_file(tmp_path / name / "epoch_2.pdparams") for name in ("whole", "parts"))
+        for kind in ("state_dict", "optimizer"):
+            for name, array in whole[kind].items():
+                assert array.tobytes() == parts[kind][name].tobytes(), name
+        assert not (tmp_path / "parts" / "interrupted.pdparams").exists()
+
+    def test_a_second_ctrl_c_stops_at_once(self, tmp_path):
+        trainer = tiny_trainer(tmp_path, hooks=[Signal(2, signal.SIGINT), Signal(2, signal.SIGINT)])
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+        assert not (tmp_path / "out" / "interrupted.pdparams").exists()

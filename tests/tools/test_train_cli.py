@@ -107,18 +107,23 @@ class TestRuns:
         assert run("--distribute", "False", "--evaluate-only")[0] == 0
 
     @pytest.mark.slow
-    def test_ctrl_c_ends_it_with_130_and_one_line(self, tmp_path):
-        """In a terminal Ctrl-C reaches the workers, too. No process stays, and the run can be resumed."""
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    def test_a_signal_to_all_its_processes_ends_it_saved_and_with_the_customary_code(self, number, code, tmp_path):
+        """In a terminal Ctrl-C reaches the workers, too, as a batch system's SIGTERM does. No process stays."""
         train = {"num_workers": 2}, {"batch_size": 1, "shuffle": True}
         overrides = [f"dataloader.train.{key}={json.dumps(value)}" for key, value in zip(("loader", "sampler"), train)]
         arguments = ["-c", tiny_file(tmp_path), "-o", overrides[0], "-o", overrides[1]]
         process = start(*arguments, "-o", "epochs=9999", start_new_session=True, stderr=subprocess.STDOUT)
         while "Epoch [2/9999][12/24]" not in (line := process.stdout.readline()):
             assert line, "the run ended by itself"
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, number)
         rest = process.communicate(timeout=60)[0].splitlines()
-        assert process.returncode == 130
-        assert [line for line in rest if not re.match(r"\[\d\d/\d\d ", line)] == ["interrupted"]
+        assert process.returncode == code
+        said = [line for line in rest if not re.match(r"\[\d\d/\d\d ", line)]
+        assert len(said) == 1 and re.fullmatch(
+            rf"stopped by {signal.Signals(number).name} after \d+ iterations; go on with --resume auto", said[0]
+        )
+        assert any("stopping after this step; once more stops at once, unsaved" in line for line in rest)
         assert not outlives_a_second(process.pid)
         tiny_run(tmp_path, overrides[1], resume_from="auto")
         assert json_lines(tmp_path / "out")[-1]["epoch"] == 2
