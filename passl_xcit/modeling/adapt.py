@@ -14,7 +14,7 @@ def adapted(arrays, model):
     targets, lines = model.state_dict(), []
     fitting = {name: _fitted(name, array, targets.get(name), lines) for name, array in arrays.items()}
     theirs, ours = ({n: value for n, value in own.items() if n.startswith("head.")} for own in (arrays, targets))
-    if _is_other_head(theirs, ours):
+    if is_other_head(theirs, ours):
         lines.append(_new_head(theirs, ours))
         fitting = {name: array for name, array in fitting.items() if name not in theirs}
         fitting.update({name: tensor.numpy() for name, tensor in ours.items()})
@@ -33,15 +33,17 @@ def _fitted(name, array, tensor, lines):
     return array
 
 
-def _is_other_head(theirs, ours):
+def is_other_head(theirs, ours):
     """Whether one head is missing, or the two differ in the number of classes, their last axis, and in nothing else."""
     if not theirs or not ours:
         return bool(ours)
     if theirs.keys() != ours.keys():
         return False
     shapes = [(list(theirs[name].shape), list(ours[name].shape)) for name in ours]
-    alike = all(len(a) == len(b) and a[:-1] == b[:-1] for a, b in shapes)
-    return alike and len({a[-1] for a, _ in shapes}) == 1 and any(a != b for a, b in shapes)
+    if not all(a and len(a) == len(b) and a[:-1] == b[:-1] for a, b in shapes):
+        return False
+    classes = {a[-1] for a, _ in shapes}
+    return len(classes) == 1 and min(classes) > 0 and any(a != b for a, b in shapes)
 
 
 def _differ_in_axis_1(theirs, ours):

@@ -1,6 +1,5 @@
 """Weight files rewritten for another program: the same numbers under its names, in its layout and format."""
 
-import os
 from pathlib import Path
 from typing import NamedTuple, Optional
 
@@ -9,7 +8,7 @@ from passl_xcit.modeling.formats.refusals import short
 from passl_xcit.modeling.identify import looks_like
 from passl_xcit.modeling.name_maps import Recognised, written_as
 from passl_xcit.modeling.state_dict import COUNTERS, MATHS
-from passl_xcit.modeling.weights import maths_of, read_weights
+from passl_xcit.modeling.weights import maths_of, read_weights, require_output
 from passl_xcit.utils.errors import CheckpointError
 
 TARGETS = ("paddle", "official", "timm", "mmpretrain")
@@ -41,7 +40,8 @@ def convert_weights(source, output, to, ema=False):
             program does not have or would compute otherwise; nothing is written then.
     """
     found = read_weights(source, ema)
-    _check_output(source, output, to)
+    require_output(output, source)
+    _check_suffix(output, to)
     if found.dialect is None:
         first = short(next(iter(found.arrays)))
         raise CheckpointError(f"{source}: holds no XCiT, CrossViT or RegNet; the first name in it is {first}")
@@ -61,13 +61,7 @@ def convert_weights(source, output, to, ema=False):
     return Converted(looks_like(found.arrays), found.dialect, len(arrays))
 
 
-def _check_output(source, output, to):
-    if not isinstance(output, (str, os.PathLike)):
-        raise CheckpointError(f"{output!r} is not the path of a file to write")
-    if os.path.exists(output) and os.path.exists(source) and os.path.samefile(source, output):
-        raise CheckpointError(
-            f"{output}: is the source itself, of which just the weights would be left; give another name"
-        )
+def _check_suffix(output, to):
     allowed = PADDLE_SUFFIXES if to == "paddle" else TORCH_SUFFIXES
     if Path(output).suffix not in allowed:
         raise CheckpointError(f"{output}: a file for {to} ends in {' or '.join(allowed)}")

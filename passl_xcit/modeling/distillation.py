@@ -10,6 +10,7 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from passl_xcit.losses import hard_distillation, mutual_kl, soft_distillation
+from passl_xcit.modeling.architectures import Classification
 from passl_xcit.utils.errors import ConfigError
 from passl_xcit.utils.registry import MODELS, join
 
@@ -59,9 +60,15 @@ class DistillationWrapper(nn.Layer):
         names = [name for name, _ in models]
         _check_lists(names, infer_model_key, pretrained_list, freeze_params_list)
         _check_numbers(distillation_type, alpha, tau, teacher_size)
+        if min(dml_loss_weight, head_loss_weight) < 0:
+            raise ValueError(
+                f"dml_loss_weight {dml_loss_weight}, head_loss_weight {head_loss_weight}: expected 0 or more"
+            )
         by_name = dict(models)
         student = by_name.pop(infer_model_key)
         (teacher,) = by_name.values()
+        if not all(isinstance(model, Classification) for model in (student, teacher)):
+            raise ValueError("models must be two classifications, each a backbone with a head")
         if student.num_classes != teacher.num_classes:
             raise ValueError(f"models have {teacher.num_classes} and {student.num_classes} classes: expected as many")
         self.infer_model_key = infer_model_key
@@ -71,7 +78,8 @@ class DistillationWrapper(nn.Layer):
         self.pretrained = dict(zip(names, pretrained_list or [None, None]))
         self.weights = (dml_loss_weight, head_loss_weight) if distillation_type == "dml" else (alpha, 1 - alpha)
         self.distillation_type, self.tau, self.teacher_size = distillation_type, tau, teacher_size
-        self.renormalise = _renormalisation(input_mean, input_std, teacher_mean, teacher_std)
+        normalisations = (input_mean, input_std, teacher_mean, teacher_std)
+        self.renormalise = _renormalisation(*normalisations, student.backbone.in_chans)
 
     @property
     def student(self):
@@ -145,10 +153,10 @@ def _freeze(model):
 
 
 def _check_lists(names, infer_model_key, pretrained_list, freeze_params_list):
-    if len(names) != 2 or len(set(names)) != 2:
-        raise ValueError(f"models needs two different names, a teacher's and a student's, not {names}")
-    if infer_model_key not in names:
-        raise ValueError(f"infer_model_key '{infer_model_key}' is not one of models: {', '.join(names)}")
+    if sorted(names) != ["Student", "Teacher"]:
+        raise ValueError(f"models needs one named Teacher and one named Student, not {names}")
+    if infer_model_key != "Student":
+        raise ValueError(f"infer_model_key must be 'Student', not '{infer_model_key}': the teacher is not trained")
     if pretrained_list is not None and len(pretrained_list) != 2:
         raise ValueError(f"pretrained_list needs one entry for each of models, not {len(pretrained_list)}")
     expected = [name != infer_model_key for name in names]
@@ -161,19 +169,19 @@ def _check_numbers(distillation_type, alpha, tau, teacher_size):
         raise ValueError(f"distillation_type must be {', '.join(KINDS)}, not '{distillation_type}'")
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha must lie in [0, 1], not {alpha}")
-    if not tau > 0:
-        raise ValueError(f"tau must be above 0, not {tau}")
-    if teacher_size is not None and teacher_size < 1:
-        raise ValueError(f"teacher_size must be at least 1, not {teacher_size}")
+    if not 0.01 <= tau <= 1000:
+        raise ValueError(f"tau must lie between 0.01 and 1000, not {tau}")
+    if teacher_size is not None and not 1 <= teacher_size <= 10_000:
+        raise ValueError(f"teacher_size must lie between 1 and 10,000 pixels, not {teacher_size}")
 
 
-def _renormalisation(input_mean, input_std, teacher_mean, teacher_std):
+def _renormalisation(input_mean, input_std, teacher_mean, teacher_std, channels):
     """(scale, shift) per channel from the student's normalised values to the teacher's; None where nothing is given."""
     given = [input_mean, input_std, teacher_mean, teacher_std]
     if all(values is None for values in given):
         return None
-    if any(values is None for values in given) or len({len(values) for values in given}) != 1:
-        raise ValueError("teacher_mean needs input_mean, input_std and teacher_std with it, a number for each channel")
+    if any(values is None or len(values) != channels for values in given):
+        raise ValueError(f"teacher_mean needs input_mean, input_std and teacher_std with it, {channels} numbers each")
     if min(*input_std, *teacher_std) <= 0:
         raise ValueError("teacher_std and input_std must be above 0")
     scale = [ours / theirs for ours, theirs in zip(input_std, teacher_std)]

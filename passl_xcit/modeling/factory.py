@@ -86,9 +86,16 @@ def get_model(model, pretrained=False, device=None, backbone=None, head=None):
         preset, entry = _resolve(str(model))
         built = _build_and_load(model, {"name": preset, **(backbone or {})}, head or {}, pretrained, entry)
     if device is not None:
-        built.to(device)
+        _move(built, device)
     built.eval()
     return built
+
+
+def _move(model, device):
+    try:
+        model.to(device)
+    except ValueError as error:
+        raise ConfigError(f"'{device}' cannot be used: {str(error).strip().splitlines()[-1]}", "device") from error
 
 
 def list_models(pattern=None, pretrained=False):
@@ -134,7 +141,7 @@ def _load_pretrained(wrapper):
         is_student = name == wrapper.infer_model_key
         model = wrapper.student if is_student else wrapper.teacher
         if weights:
-            entry = None if Path(weights).exists() else find(weights)
+            entry = None if os.path.exists(weights) else find(weights)
             load_weights(model, _download(entry) if entry else local_file(weights), adapt=is_student)
         elif not is_student:
             logger.warning(f"{name} has no entry in pretrained_list: an untrained teacher teaches noise")

@@ -1,12 +1,13 @@
 """Loading weights strictly: all of a model or nothing of it, from any of the file formats and dialects."""
 
 import contextlib
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from passl_xcit.modeling.adapt import adapted
+from passl_xcit.modeling.adapt import adapted, is_other_head
 from passl_xcit.modeling.backbones.crossvit import CrossViT
 from passl_xcit.modeling.backbones.regnet import RegNet
 from passl_xcit.modeling.backbones.xcit import XCiT
@@ -45,7 +46,9 @@ def read_weights(path, ema=False):
         known = recognise(arrays)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    maths, counters = (tree[key] if isinstance(tree.get(key), dict) else {} for key in (MATHS, COUNTERS))
+    maths, counters = (tree.get(key, {}) for key in (MATHS, COUNTERS))
+    if not all(isinstance(part, dict) and all(isinstance(key, str) for key in part) for part in (maths, counters)):
+        raise CheckpointError(f"{path}: what it says of its own weights (maths, num_batches_tracked) is damaged")
     if known is None:
         return FileWeights(arrays, maths=maths)
     return FileWeights(known.weights, known.family, known.dialect, {**counters, **known.counters}, maths)
@@ -58,7 +61,7 @@ def load_weights(model, path, adapt=False, ema=False):
     file needs other maths than the paper's (see `backbone.MATHS`), the model is switched to them.
 
     Args:
-        model: a `Classification`, or any Layer whose names the file has.
+        model: a `Classification`, or any Layer whose names the file has; of a distillation the student is loaded.
         path: str or path.
         adapt: accept a file with another number of classes (the head then stays as it is), other input channels
             (the first convolution's are summed, or repeated and scaled) or, in CrossViT, another image size
@@ -68,9 +71,11 @@ def load_weights(model, path, adapt=False, ema=False):
     Raises:
         CheckpointError: if the file cannot be read, or names or shapes differ; the model is then unchanged.
     """
+    model = getattr(model, "student", model)
     found = read_weights(path, ema)
     arrays = _without_backbone_prefix(found.arrays, model)
     arrays, lines = adapted(arrays, model) if adapt else (arrays, [])
+    _require_fit(arrays, model.state_dict(), path)
     with _maths_needed(model, maths_of(found), path):
         set_weights(model, arrays, path)
     for line in lines:
@@ -80,6 +85,13 @@ def load_weights(model, path, adapt=False, ema=False):
 def set_weights(model, arrays, source):
     """Copy `arrays`, {name: ndarray}, into the parameters and buffers of `model`; CheckpointError unless all fit."""
     targets = model.state_dict()
+    _require_fit(arrays, targets, source)
+    values = {name: _as_type_of(tensor, arrays[name], name, source) for name, tensor in targets.items()}
+    for name, tensor in targets.items():
+        tensor.set_value(values[name])
+
+
+def _require_fit(arrays, targets, source):
     have = {name: list(array.shape) for name, array in arrays.items()}
     want = {name: list(tensor.shape) for name, tensor in targets.items()}
     differences = explain(have, want)
@@ -88,9 +100,6 @@ def set_weights(model, arrays, source):
         raise CheckpointError(
             f"{source} does not fit the model, which is left as it was{what}:\n" + "\n".join(differences)
         )
-    values = {name: _as_type_of(tensor, arrays[name], name, source) for name, tensor in targets.items()}
-    for name, tensor in targets.items():
-        tensor.set_value(values[name])
 
 
 def extract_weights(checkpoint, output, prefix="", remove_prefix=False):
@@ -99,17 +108,26 @@ def extract_weights(checkpoint, output, prefix="", remove_prefix=False):
     Raises:
         CheckpointError: if a file cannot be read or written, or no name begins so.
     """
+    tree = read_file(checkpoint)
+    require_output(output, checkpoint)
     if Path(output).suffix != ".pdparams":
         raise CheckpointError(f"{output}: Paddle's weights go to a file that ends in .pdparams")
-    tree = read_file(checkpoint)
     arrays = state_dict_of(tree, str(checkpoint))
     start = f"{prefix}." if prefix else ""
     chosen = {name: array for name, array in arrays.items() if name.startswith(start)}
     if not chosen:
-        raise CheckpointError(f"{checkpoint}: no name begins with '{start}'; the first is '{next(iter(arrays))}'")
+        raise CheckpointError(f"{checkpoint}: no name begins with '{start}'; the first is {short(next(iter(arrays)))}")
     named = {name[len(start) :] if remove_prefix else name: array for name, array in chosen.items()}
     write_file(output, {**named, MATHS: tree[MATHS]} if MATHS in tree else named)
     return len(chosen)
+
+
+def require_output(output, source):
+    """Raise CheckpointError unless `output` is the path of a file other than `source`, which is there."""
+    if not isinstance(output, (str, os.PathLike)) or "\0" in str(output):
+        raise CheckpointError(f"{output!r} is not the path of a file to write")
+    if os.path.exists(output) and os.path.samefile(source, output):
+        raise CheckpointError(f"{output}: is the source itself, of which just the weights would be left")
 
 
 def explain(have, want):
@@ -144,13 +162,10 @@ def _identified(arrays, targets):
 
 
 def _other_classes(arrays, targets):
-    classes = [
-        {value.shape[-1] for name, value in own.items() if name.startswith("head.") and value.shape}
-        for own in (arrays, targets)
-    ]
-    if classes[0] == classes[1] or len(classes[0]) != 1:
+    heads = [{name: value for name, value in own.items() if name.startswith("head.")} for own in (arrays, targets)]
+    if not heads[0] or not is_other_head(*heads):
         return ""
-    theirs, ours = (found.pop() for found in classes)
+    theirs, ours = (next(iter(head.values())).shape[-1] for head in heads)
     return f" (it has {theirs} classes, the model {ours}: set num_classes; a training replaces the head by itself)"
 
 

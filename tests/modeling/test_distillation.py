@@ -19,6 +19,7 @@ from passl_xcit.losses import hard_distillation, mutual_kl, soft_distillation
 from passl_xcit.modeling import factory
 from passl_xcit.modeling.checkpoint_formats import read_file, write_file
 from passl_xcit.modeling.distillation import DistillationWrapper
+from passl_xcit.modeling.weights import load_weights
 from passl_xcit.utils.config import load_config, parse_override
 from passl_xcit.utils.errors import CheckpointError, ConfigError
 
@@ -204,14 +205,16 @@ def test_the_keys_that_passls_distillation_files_have_besides_are_taken(tmp_path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"infer_model_key": "student"}, "infer_model_key 'student' is not one of models: Teacher, Student"),
+        ({"infer_model_key": "Teacher"}, "infer_model_key must be 'Student', not 'Teacher'"),
+        ({"dml_loss_weight": -1.0}, "dml_loss_weight -1.0, head_loss_weight 0.5: expected 0 or more"),
+        ({"teacher_size": 2**40}, "teacher_size must lie between 1 and 10,000 pixels"),
         ({"freeze_params_list": [False, False]}, r"freeze_params_list must be \[True, False\]: the teacher is frozen"),
         ({"pretrained_list": [None]}, "pretrained_list needs one entry for each of models, not 1"),
         ({"distillation_type": "kd"}, "distillation_type must be dml, hard, soft, not 'kd'"),
         ({"alpha": 1.5}, r"alpha must lie in \[0, 1\], not 1.5"),
-        ({"tau": 0.0}, "tau must be above 0, not 0.0"),
-        ({"teacher_size": 0}, "teacher_size must be at least 1, not 0"),
-        ({"teacher_mean": [1.0]}, "teacher_mean needs input_mean, input_std and teacher_std with it"),
+        ({"tau": 0.0}, "tau must lie between 0.01 and 1000, not 0.0"),
+        ({"teacher_size": 0}, "teacher_size must lie between 1 and 10,000 pixels, not 0"),
+        ({"teacher_mean": [1.0]}, "teacher_mean needs input_mean, input_std and teacher_std with it, 3 numbers each"),
         ({"classes": 5}, "models have 5 and 3 classes: expected as many"),
         ({"dml_weight": 1.0}, "DistillationWrapper takes no 'dml_weight'; did you mean"),
     ],
@@ -226,7 +229,7 @@ def test_what_cannot_be_right_is_refused(options, message, tmp_path):
 @pytest.mark.parametrize(
     ("models", "message"),
     [
-        ([], "models needs two different names"),
+        ([], "models needs one named Teacher and one named Student, not"),
         ([{"A": {"name": "X"}}], "no model 'X'"),
         ([{"A": {}, "B": {}}], "expected one name with a model below it"),
         (["Teacher"], "expected one name with a model below it"),
@@ -238,6 +241,33 @@ def test_a_list_of_models_that_cannot_be_right_is_refused(models, message, tmp_p
     with pytest.raises(ConfigError, match=message):
         builder.check_config(cfg, training=True)
         builder.build_model(cfg)
+
+
+@pytest.mark.parametrize("lists", [[[]] * 4, [[1.0, 1.0]] * 4])
+def test_a_normalisation_has_a_number_for_each_channel(lists, tmp_path):
+    keys = ("input_mean", "input_std", "teacher_mean", "teacher_std")
+    with pytest.raises(ConfigError, match="3 numbers each"):
+        wrapper(tmp_path, **dict(zip(keys, lists)))
+
+
+def test_a_student_that_is_a_distillation_is_refused(tmp_path):
+    node = model_node(tmp_path)
+    node["models"][1]["Student"] = model_node(tmp_path)
+    with pytest.raises(ConfigError, match="models must be two classifications, each a backbone with a head"):
+        factory.build(node)
+
+
+def test_a_run_takes_its_own_checkpoint_or_a_plain_models_as_the_students_weights(tmp_path):
+    path = config(tmp_path)
+    launch.run(path, [parse_override("epochs=1"), parse_override(f"output_dir={tmp_path}/one")])
+    own = tmp_path / "one" / "epoch_1.pdparams"
+    plain = {name.removeprefix("Student."): array for name, array in read_file(own)["state_dict"].items()}
+    write_file(tmp_path / "plain.pdparams", plain)
+    for weights in (own, tmp_path / "plain.pdparams"):
+        model = wrapper(tmp_path)
+        load_weights(model, weights)
+        for name, array in arrays_of(model.student).items():
+            np.testing.assert_array_equal(array, plain[name])
 
 
 def test_a_teacher_that_is_not_there_is_named(tmp_path):

@@ -366,6 +366,20 @@ def test_what_a_model_was_built_with_stays(tmp_path):
     assert tiny(qk_norm=False, pretrained=tmp_path / "w.safetensors").backbone.qk_norm is False
 
 
+def test_weights_of_another_family_are_named_although_they_bring_their_maths(tmp_path):
+    source = tiny(seed=1)
+    write_file(tmp_path / "w.pdparams", {**arrays_of(source), "maths": source.backbone.maths})
+    with pytest.raises(CheckpointError, match="this looks like an XCiT of .*, the model is regnetx_002"):
+        create_model("regnetx_002", pretrained=tmp_path / "w.pdparams")
+
+
+@pytest.mark.parametrize("maths", ["text", [1], 5, None, {5: 6}])
+def test_damaged_maths_are_refused(maths, tmp_path):
+    write_file(tmp_path / "w.pdparams", {**arrays_of(tiny(seed=1)), "maths": maths})
+    with pytest.raises(CheckpointError, match="what it says of its own weights"):
+        passl_xcit.load_weights(tiny(), tmp_path / "w.pdparams")
+
+
 # Bad arguments.
 
 

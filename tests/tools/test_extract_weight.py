@@ -29,6 +29,13 @@ def test_weights_go_to_a_file_of_paddles(checkpoint, tmp_path, name):
     assert not (tmp_path / name).exists()
 
 
+def test_the_source_itself_is_not_overwritten(checkpoint):
+    before = checkpoint.read_bytes()
+    with pytest.raises(CheckpointError, match="is the source itself, of which just the weights would be left"):
+        main([str(checkpoint), "--output", str(checkpoint)])
+    assert checkpoint.read_bytes() == before
+
+
 @pytest.mark.parametrize("arguments", [["", "--output", "b.pdparams"], ["a.pdparams", "--output", ""]])
 def test_an_unset_variable_of_a_shell_script_is_named(arguments, capsys):
     with pytest.raises(SystemExit) as exit:

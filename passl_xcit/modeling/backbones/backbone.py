@@ -40,11 +40,11 @@ class Backbone(nn.Layer):
         """
         kind = type(self).__name__
         if options and not self.maths:
-            raise ValueError(f"{kind} has one way to compute only, no '{next(iter(options))}'")
+            raise ValueError(f"{kind} has one way to compute only, no {next(iter(options))!r}")
         hints = get_type_hints(type(self).__init__)
         for name, value in options.items():
             if name not in self.maths:
-                raise ValueError(f"{kind} has no other maths named '{name}'{nearest(name, self.maths)}")
+                raise ValueError(f"{kind} has no other maths named {name!r}{nearest(name, self.maths)}")
             if not fits(value, hints[name]):
                 raise ValueError(f"{name} expects {describe(hints[name])}, not {value!r}")
         if options:

@@ -274,8 +274,8 @@ class CrossViT(Backbone):
     def _set_maths(self, input_scaling, act, block_norm_eps):
         if input_scaling not in SCALINGS:
             raise ValueError(f"input_scaling must be {' or '.join(SCALINGS)}, not {input_scaling!r}")
-        if not block_norm_eps > 0:
-            raise ValueError(f"block_norm_eps must be above 0, not {block_norm_eps}")
+        if not 0 < block_norm_eps < 1:
+            raise ValueError(f"block_norm_eps must lie between 0 and 1, not {block_norm_eps}")
         for gelu in self._sublayers_of(Gelu):
             gelu.set_act(act)
         for norm in self._sublayers_of(BlockNorm):
