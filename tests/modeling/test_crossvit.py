@@ -412,7 +412,7 @@ def test_switching_there_and_back_changes_nothing():
         ({"depth": [[1, 1]]}, "CrossViT has no other maths named 'depth'"),
         ({"input_scaling": "nearest"}, "input_scaling must be bicubic or bilinear_aligned, not 'nearest'"),
         ({"input_scaling": "bilinear_aligned", "act": "relu"}, "act must be gelu or gelu_tanh, not 'relu'"),
-        ({"act": "gelu_tanh", "block_norm_eps": 0}, "block_norm_eps must be above 0, not 0"),
+        ({"act": "gelu_tanh", "block_norm_eps": 0}, "block_norm_eps must lie between 0 and 1, not 0"),
     ],
 )
 def test_wrong_maths_are_refused_and_leave_the_model_as_it_was(options, message):
@@ -459,7 +459,7 @@ def test_wrong_maths_are_refused_and_leave_the_model_as_it_was(options, message)
         ({"attn_drop_rate": 2}, "attn_drop_rate must lie in [0, 1), not 2"),
         ({"act": "relu"}, "act must be gelu or gelu_tanh, not 'relu'"),
         ({"input_scaling": "nearest"}, "input_scaling must be bicubic or bilinear_aligned, not 'nearest'"),
-        ({"block_norm_eps": -1e-6}, "block_norm_eps must be above 0, not -1e-06"),
+        ({"block_norm_eps": -1e-6}, "block_norm_eps must lie between 0 and 1, not -1e-06"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused_by_name(change, message):
