@@ -7,7 +7,6 @@ python tools/model_zoo.py --check                  count parameters and FLOPs an
 python tools/model_zoo.py --write                  renew the tables in docs/model_zoo.md and the READMEs
 """
 
-import argparse
 import dataclasses
 import fnmatch
 import json
@@ -20,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from passl_xcit.modeling.zoo import entries, normal_form  # noqa: E402
+from passl_xcit.utils.command_line import make_parser  # noqa: E402
 from passl_xcit.utils.cpu import prepare_cpu  # noqa: E402
 from passl_xcit.utils.errors import ConfigError, exit_with_one_line  # noqa: E402
 
@@ -39,9 +39,7 @@ README_HEADERS = {
 
 
 def parse_args(argv):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("pattern", nargs="?", default="*", help="names, with * and ? (default: all)")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--format", choices=FORMATS, default="text", help="how to print the table (default: text)")

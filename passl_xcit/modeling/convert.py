@@ -11,7 +11,6 @@ from passl_xcit.modeling.state_dict import COUNTERS, MATHS
 from passl_xcit.modeling.weights import maths_of, read_weights, require_output
 from passl_xcit.utils.errors import CheckpointError
 
-TARGETS = ("paddle", "official", "timm", "mmpretrain")
 PADDLE_SUFFIXES = (".pdparams",)
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 # How a project's own program expects the state dict inside a torch file: facebookresearch's and DeiT's under `model`,

@@ -32,6 +32,29 @@ class DropPath(nn.Layer):
         return x * (kept / keep)
 
 
+class QkvAttention(nn.Layer):
+    """What attention by one projection to q, k and v is made of; a subclass says what attends to what."""
+
+    def __init__(self, dim, num_heads, qkv_bias, attn_drop, proj_drop):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, dim * 3, bias_attr=None if qkv_bias else False)
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+
+def split_heads(x, num_heads):
+    """[B, M, C] -> [B, h, M, d], h heads of d = C / h channels"""
+    return x.reshape([0, 0, num_heads, -1]).transpose([0, 2, 1, 3])
+
+
+def attend(q, k, v, drop):
+    """q [B, h, Q, d], k and v [B, h, M, d] -> [B, Q, C]"""
+    attn = F.softmax(paddle.matmul(q * q.shape[-1] ** -0.5, k, transpose_y=True), axis=-1)  # [B, h, Q, M]
+    return paddle.matmul(drop(attn), v).transpose([0, 2, 1, 3]).flatten(2)  # [B, h, Q, d] -> [B, Q, C]
+
+
 class Gelu(nn.Layer):
     """GELU by the error function or, where a model's `act` says so, by the tanh approximation (arXiv 1606.08415)."""
 
@@ -63,6 +86,13 @@ class Mlp(nn.Layer):
 
     def forward(self, x):
         return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+
+
+def check_rates(**rates):
+    """Raise ValueError, with its name, for a dropout rate outside [0, 1)."""
+    for name, rate in rates.items():
+        if not 0.0 <= rate < 1.0:
+            raise ValueError(f"{name} must lie in [0, 1), not {rate}")
 
 
 def init_transformer_(layer):

@@ -74,7 +74,7 @@ def state_dict_of(tree, name, ema=False):
     others = [key for key, value in weights.items() if not isinstance(key, str) or not isinstance(value, np.ndarray)]
     if others:
         raise CheckpointError(f"{name}: is not a dict of named arrays: see {_first(others)}")
-    weights = {key: _widened(value) for key, value in _chosen(weights, ema, name).items()}
+    weights = {key: _widened(value) for key, value in _chosen(weights, ema).items()}
     broken = [key for key, value in weights.items() if value.dtype.kind == "f" and not np.isfinite(value).all()]
     if broken:
         raise CheckpointError(f"{name}: holds non-finite values in {_first(broken)}")
@@ -98,7 +98,7 @@ def _has_averages(tree):
     return beside or (isinstance(tree, dict) and any(_is_container(tree, key) for key in EMA_CONTAINERS))
 
 
-def _chosen(weights, ema, name):
+def _chosen(weights, ema):
     """Of weights and their moving averages in one dict, the ones that are wanted."""
     averages = {key[len(EMA_PREFIX) :]: value for key, value in weights.items() if key.startswith(EMA_PREFIX)}
     if not averages:

@@ -1,6 +1,5 @@
 """Loading weights strictly: all of a model or nothing of it, from any of the file formats and dialects."""
 
-import contextlib
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -75,23 +74,26 @@ def load_weights(model, path, adapt=False, ema=False):
     found = read_weights(path, ema)
     arrays = _without_backbone_prefix(found.arrays, model)
     arrays, lines = adapted(arrays, model) if adapt else (arrays, [])
-    _require_fit(arrays, model.state_dict(), path)
-    with _maths_needed(model, maths_of(found), path):
-        set_weights(model, arrays, path)
+    values = _fitting_values(model, arrays, path)
+    switch_maths(model, maths_of(found), path)
+    _assign(model, values)
     for line in lines:
         logger.info(f"{path}: {line}")
 
 
 def set_weights(model, arrays, source):
     """Copy `arrays`, {name: ndarray}, into the parameters and buffers of `model`; CheckpointError unless all fit."""
-    targets = model.state_dict()
-    _require_fit(arrays, targets, source)
-    values = {name: _as_type_of(tensor, arrays[name], name, source) for name, tensor in targets.items()}
-    for name, tensor in targets.items():
+    _assign(model, _fitting_values(model, arrays, source))
+
+
+def _assign(model, values):
+    for name, tensor in model.state_dict().items():
         tensor.set_value(values[name])
 
 
-def _require_fit(arrays, targets, source):
+def _fitting_values(model, arrays, source):
+    """`arrays` in the types of the model's tensors; CheckpointError unless all names, shapes and values fit."""
+    targets = model.state_dict()
     have = {name: list(array.shape) for name, array in arrays.items()}
     want = {name: list(tensor.shape) for name, tensor in targets.items()}
     differences = explain(have, want)
@@ -100,6 +102,7 @@ def _require_fit(arrays, targets, source):
         raise CheckpointError(
             f"{source} does not fit the model, which is left as it was{what}:\n" + "\n".join(differences)
         )
+    return {name: _as_type_of(tensor, arrays[name], name, source) for name, tensor in targets.items()}
 
 
 def extract_weights(checkpoint, output, prefix="", remove_prefix=False):
@@ -201,26 +204,13 @@ def switch_maths(model, wanted, path):
     Raises:
         CheckpointError: if the model has no such arguments or values.
     """
-    with _maths_needed(model, wanted, path):
-        pass
-
-
-@contextlib.contextmanager
-def _maths_needed(model, wanted, path):
-    """`switch_maths`, undone if the body fails."""
     backbone = getattr(model, "backbone", model)
     before = getattr(backbone, "maths", {})
     wanted = wanted or getattr(backbone, "built_maths", {})
+    if wanted == before:
+        return
     try:
-        if wanted != before:
-            backbone.set_maths(**wanted)
+        backbone.set_maths(**wanted)
     except (AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its weights need {wanted}: {error}") from error
-    try:
-        yield
-    except CheckpointError:
-        if wanted != before:
-            backbone.set_maths(**before)
-        raise
-    if wanted != before:
-        logger.info(f"{path}: its weights need {wanted}, which the model now computes with")
+    logger.info(f"{path}: its weights need {wanted}, which the model now computes with")

@@ -17,7 +17,17 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from passl_xcit.modeling.backbones.backbone import Backbone
-from passl_xcit.modeling.layers import DropPath, Gelu, Mlp, init_transformer_, trunc_normal_
+from passl_xcit.modeling.layers import (
+    DropPath,
+    Gelu,
+    Mlp,
+    QkvAttention,
+    attend,
+    check_rates,
+    init_transformer_,
+    split_heads,
+    trunc_normal_,
+)
 from passl_xcit.utils.errors import DataError
 from passl_xcit.utils.registry import BACKBONES
 
@@ -46,21 +56,13 @@ class PatchEmbed(nn.Layer):
         return self.proj(images).flatten(2).transpose([0, 2, 1])  # [B, C, S / p, S / p] -> [B, N, C]
 
 
-class Attention(nn.Layer):
+class Attention(QkvAttention):
     """Multi-head self-attention."""
-
-    def __init__(self, dim, num_heads, qkv_bias, attn_drop, proj_drop):
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, dim * 3, bias_attr=None if qkv_bias else False)
-        self.attn_drop = nn.Dropout(attn_drop)
-        self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x):
         """[B, M, C] -> [B, M, C]"""
-        q, k, v = (_split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, axis=-1))
-        return self.proj_drop(self.proj(_attend(q, k, v, self.attn_drop)))
+        q, k, v = (split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, axis=-1))
+        return self.proj_drop(self.proj(attend(q, k, v, self.attn_drop)))
 
 
 class CrossAttention(nn.Layer):
@@ -79,19 +81,8 @@ class CrossAttention(nn.Layer):
 
     def forward(self, x):
         """x [B, M, C], class token first -> [B, 1, C]"""
-        q, k, v = (_split_heads(part, self.num_heads) for part in (self.wq(x[:, :1]), self.wk(x), self.wv(x)))
-        return self.proj_drop(self.proj(_attend(q, k, v, self.attn_drop)))
-
-
-def _split_heads(x, num_heads):
-    """[B, M, C] -> [B, h, M, d]"""
-    return x.reshape([0, 0, num_heads, -1]).transpose([0, 2, 1, 3])
-
-
-def _attend(q, k, v, drop):
-    """q [B, h, Q, d], k and v [B, h, M, d] -> [B, Q, C]"""
-    attn = F.softmax(paddle.matmul(q * q.shape[-1] ** -0.5, k, transpose_y=True), axis=-1)  # [B, h, Q, M]
-    return paddle.matmul(drop(attn), v).transpose([0, 2, 1, 3]).flatten(2)  # [B, h, Q, d] -> [B, Q, C]
+        q, k, v = (split_heads(part, self.num_heads) for part in (self.wq(x[:, :1]), self.wk(x), self.wv(x)))
+        return self.proj_drop(self.proj(attend(q, k, v, self.attn_drop)))
 
 
 class BlockNorm(nn.LayerNorm):
@@ -235,7 +226,7 @@ class CrossViT(Backbone):
         depth, mlp_ratio = _two_branches(depth, mlp_ratio)
         _check_branches(patch_size=patch_size, embed_dim=embed_dim, num_heads=num_heads, mlp_ratio=mlp_ratio)
         _check_sizes(patch_size, embed_dim, depth, num_heads, mlp_ratio, multi_conv, in_chans)
-        _check_rates(drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
+        check_rates(drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
         self.img_size = branch_sizes(img_size, patch_size)
         self.patch_size, self.in_chans, self.num_features = tuple(patch_size), in_chans, tuple(embed_dim)
         self.patch_embed = nn.LayerList(
@@ -405,12 +396,6 @@ def _check_sizes(patch_size, embed_dim, depth, num_heads, mlp_ratio, multi_conv,
             raise ValueError(f"multi_conv needs patch sizes of 12 or 16, not {patch}")
         if dim < 4:
             raise ValueError(f"multi_conv needs an embed_dim of at least 4, not {dim}")
-
-
-def _check_rates(**rates):
-    for name, rate in rates.items():
-        if not 0.0 <= rate < 1.0:
-            raise ValueError(f"{name} must lie in [0, 1), not {rate}")
 
 
 def branch_sizes(img_size, patch_size):

@@ -18,7 +18,18 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from passl_xcit.modeling.backbones.backbone import Backbone
-from passl_xcit.modeling.layers import DropPath, Gelu, Mlp, init_transformer_, parameter_filled, trunc_normal_
+from passl_xcit.modeling.layers import (
+    DropPath,
+    Gelu,
+    Mlp,
+    QkvAttention,
+    attend,
+    check_rates,
+    init_transformer_,
+    parameter_filled,
+    split_heads,
+    trunc_normal_,
+)
 from passl_xcit.utils.errors import DataError
 from passl_xcit.utils.registry import BACKBONES
 
@@ -170,16 +181,8 @@ class XCABlock(nn.Layer):
         return x + self.drop_path(self.gamma2 * self.mlp(self.norm2(x)))
 
 
-class ClassAttention(nn.Layer):
+class ClassAttention(QkvAttention):
     """The class token attends to all tokens (CaiT, arXiv 2103.17239)."""
-
-    def __init__(self, dim, num_heads, qkv_bias, attn_drop, proj_drop):
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, dim * 3, bias_attr=None if qkv_bias else False)
-        self.attn_drop = nn.Dropout(attn_drop)
-        self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x):
         """x [B, M, C], class token first -> the new class token [B, 1, C]"""
@@ -188,14 +191,8 @@ class ClassAttention(nn.Layer):
         bias_q, bias_kv = (None, None) if self.qkv.bias is None else self.qkv.bias.split([channels, 2 * channels])
         q = F.linear(x[:, :1], weight_q, bias_q)  # [B, 1, C]
         k, v = F.linear(x, weight_kv, bias_kv).chunk(2, axis=-1)  # each [B, M, C]
-        q, k, v = (self._split_heads(part) for part in (q, k, v))  # [B, h, 1 or M, d]
-        attn = paddle.matmul(q * q.shape[-1] ** -0.5, k, transpose_y=True)  # [B, h, 1, M]
-        out = paddle.matmul(self.attn_drop(F.softmax(attn, axis=-1)), v)  # [B, h, 1, d]
-        return self.proj_drop(self.proj(out.transpose([0, 2, 1, 3]).flatten(2)))
-
-    def _split_heads(self, x):
-        """[B, M, C] -> [B, h, M, d]"""
-        return x.reshape([0, 0, self.num_heads, -1]).transpose([0, 2, 1, 3])
+        q, k, v = (split_heads(part, self.num_heads) for part in (q, k, v))  # [B, h, 1 or M, d]
+        return self.proj_drop(self.proj(attend(q, k, v, self.attn_drop)))
 
 
 class ClassAttentionBlock(nn.Layer):
@@ -274,7 +271,7 @@ class XCiT(Backbone):
         _check_sizes(patch_size, embed_dim, depth, num_heads, cls_attn_layers, in_chans)
         if int(embed_dim * mlp_ratio) < 1:
             raise ValueError(f"mlp_ratio must be above 0, not {mlp_ratio}")
-        _check_rates(drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
+        check_rates(drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
         self.patch_size, self.in_chans, self.num_features = patch_size, in_chans, embed_dim
         self.patch_embed = ConvPatchEmbed(patch_size, in_chans, embed_dim)
         self.pos_embeder = PositionalEncodingFourier(32, embed_dim)  # the reference's spelling, kept for weight files
@@ -369,12 +366,6 @@ def _check_sizes(patch_size, embed_dim, depth, num_heads, cls_attn_layers, in_ch
         raise ValueError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}")
     if embed_dim % (patch_size // 2):
         raise ValueError(f"embed_dim {embed_dim} is not a multiple of patch_size / 2, {patch_size // 2}")
-
-
-def _check_rates(**rates):
-    for name, rate in rates.items():
-        if not 0.0 <= rate < 1.0:
-            raise ValueError(f"{name} must lie in [0, 1), not {rate}")
 
 
 WIDTHS = {  # name: embed_dim, depth, num_heads
