@@ -1,5 +1,9 @@
 """What every image data set shares: labels, class names, transforms, and draws that depend on the position only."""
 
+import hashlib
+import json
+
+import numpy as np
 from paddle.io import Dataset
 
 from passl_xcit.utils.errors import DataError
@@ -33,6 +37,25 @@ class ImageDataset(Dataset):
     def describe(self, index):
         """What messages call the image number `index`."""
         return f"{self.where}: image {index}"
+
+    def sample_names(self):
+        """An array that tells the samples apart from those of another data set, in their order."""
+        return np.arange(len(self))
+
+    def fingerprint(self):
+        """{"samples": N, "classes": K, "sha256": hex}, for checkpoints and for the record of a run.
+
+        The digest covers the samples' names and labels in their order (every draw depends on a sample's number) and
+        the class names. Neither the folder that the data lie in, nor the order in which a file system lists it, nor
+        the images' content counts.
+        """
+        names, labels = self.sample_names(), self.labels.astype("int64")
+        layout = {"classes": self.class_names, "names": [names.dtype.str, *names.shape]}
+        digest = hashlib.sha256(json.dumps(layout).encode())
+        for array in (labels, names):
+            digest.update(np.ascontiguousarray(array))
+        classes = len(np.unique(labels) if self.class_names is None else self.class_names)
+        return {"samples": len(self), "classes": classes, "sha256": digest.hexdigest()}
 
     def __len__(self):
         return len(self.labels)

@@ -60,6 +60,9 @@ class FashionMNIST(ImageDataset):
         labels = arrays[f"{split}_labels"].astype("int64")
         super().__init__(labels, CLASS_NAMES, transforms, batch_transforms, return_label, seed)
 
+    def sample_names(self):
+        return self.images
+
     def load(self, index):
         return Image.fromarray(self.images[index])
 

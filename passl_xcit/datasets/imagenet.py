@@ -69,6 +69,9 @@ class ImageNet(ImageDataset):
     def describe(self, index):
         return str(self.path(index))
 
+    def sample_names(self):
+        return self._paths
+
     def load(self, index):
         return open_image(self.path(index))
 
