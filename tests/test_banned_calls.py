@@ -216,7 +216,7 @@ def test_the_walker_finds(text, what):
         "from yaml import SafeLoader, load\nclass Ours(SafeLoader): pass\nload(text, Loader=Ours)",
         "import subprocess\nsubprocess.run(['ls'])\nsubprocess.run(['ls'], shell=False)",
         "from passl_xcit.modeling.formats.paddle_pickle import read\nread(data, name)",
-        "from passl_xcit.modeling.formats import pickle_machine",
+        "from passl_xcit.utils import pickle_machine",
         "text = 'pickle.load(file)'  # eval(text)",
     ],
 )

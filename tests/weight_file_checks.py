@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from passl_xcit.modeling.formats.arrays import DTYPES
+from passl_xcit.utils.arrays import DTYPES
 from passl_xcit.utils.errors import CheckpointError
 
 SECONDS, BYTES = 1, 200 * 2**20

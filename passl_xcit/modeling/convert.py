@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import NamedTuple, Optional
 
 from passl_xcit.modeling.checkpoint_formats import write_weights
-from passl_xcit.modeling.formats.refusals import short
 from passl_xcit.modeling.identify import looks_like
 from passl_xcit.modeling.name_maps import Recognised, written_as
 from passl_xcit.modeling.state_dict import COUNTERS, MATHS
 from passl_xcit.modeling.weights import maths_of, read_weights, require_output
 from passl_xcit.utils.errors import CheckpointError
+from passl_xcit.utils.refusals import short
 
 PADDLE_SUFFIXES = (".pdparams",)
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")

@@ -11,12 +11,12 @@ from passl_xcit.modeling.backbones.crossvit import CrossViT
 from passl_xcit.modeling.backbones.regnet import RegNet
 from passl_xcit.modeling.backbones.xcit import XCiT
 from passl_xcit.modeling.checkpoint_formats import read_file, write_file
-from passl_xcit.modeling.formats.refusals import short
 from passl_xcit.modeling.identify import looks_like
 from passl_xcit.modeling.name_maps import recognise
 from passl_xcit.modeling.state_dict import COUNTERS, MATHS, state_dict_of
 from passl_xcit.utils.errors import CheckpointError
 from passl_xcit.utils.logger import TRAINER, get_logger
+from passl_xcit.utils.refusals import short
 
 LINES_SHOWN = 8
 _BACKBONES = {"xcit": XCiT, "crossvit": CrossViT, "regnet": RegNet}

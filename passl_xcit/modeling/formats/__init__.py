@@ -21,5 +21,8 @@ values and numpy arrays, or raises `CheckpointError`.
 | inert   | torch.device and torch's dtypes become text; collections.Counter, argparse.Namespace and mmengine's      |
 |         | HistoryBuffer become dicts of what they hold; getattr(HistoryBuffer, "...") becomes text                 |
 
+The machine that the pickle readers share, and the row "arrays", are on floor 0 (`utils/pickle_machine.py`,
+`utils/numpy_pickle.py`), since data sets may be pickles too.
+
 Everything else is refused. An array, text or a dict of plain values is the most that a file can make of a name.
 """

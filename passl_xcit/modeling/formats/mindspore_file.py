@@ -7,8 +7,8 @@ Sources: mindspore/ccsrc/utils/checkpoint.proto; mindspore/train/serialization.p
 import itertools
 import zlib
 
-from passl_xcit.modeling.formats.arrays import BFLOAT16, MAX_DIMS, array_of_bytes
-from passl_xcit.modeling.formats.refusals import damaged, short, unwanted
+from passl_xcit.utils.arrays import BFLOAT16, MAX_DIMS, array_of_bytes
+from passl_xcit.utils.refusals import damaged, short, unwanted
 
 MAX_VALUES = 20_000
 _CRC = b"crc_num"  # followed by the checksum of all before it in ten bytes; written with crc_check=True only

@@ -4,10 +4,10 @@ import struct
 
 import numpy as np
 
-from passl_xcit.modeling.formats import numpy_pickle
-from passl_xcit.modeling.formats.arrays import DTYPES, code_of
-from passl_xcit.modeling.formats.pickle_machine import Function, Machine
 from passl_xcit.modeling.formats.pickle_writer import PickleWriter
+from passl_xcit.utils import numpy_pickle
+from passl_xcit.utils.arrays import DTYPES, code_of
+from passl_xcit.utils.pickle_machine import Function, Machine
 
 _NOT_IN_PADDLE = ("u4", "u8")
 _CALL_EVAL = (

@@ -4,8 +4,8 @@ import struct
 
 import numpy as np
 
-from passl_xcit.modeling.formats.arrays import MAX_DIMS
-from passl_xcit.modeling.formats.pickle_machine import MAX_DEPTH, MAX_KEY, MAX_OPCODES, MAX_VALUES, SCALARS
+from passl_xcit.utils.arrays import MAX_DIMS
+from passl_xcit.utils.pickle_machine import MAX_DEPTH, MAX_KEY, MAX_OPCODES, MAX_VALUES, SCALARS
 from passl_xcit.utils.registry import join
 
 MAX_INT_BYTES = 255

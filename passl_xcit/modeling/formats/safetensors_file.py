@@ -6,8 +6,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from passl_xcit.modeling.formats.arrays import BFLOAT16, array_of_bytes, code_of
-from passl_xcit.modeling.formats.refusals import damaged, short, unwanted
+from passl_xcit.utils.arrays import BFLOAT16, array_of_bytes, code_of
+from passl_xcit.utils.refusals import damaged, short, unwanted
 
 # The library allows headers of 100 MB, which make objects of a gigabyte; 1 MB describes 10,000 tensors.
 MAX_HEADER = 2**20

@@ -3,10 +3,10 @@
 Source: torch/serialization.py (`_legacy_save`), torch 2.13.
 """
 
-from passl_xcit.modeling.formats.arrays import stored_dtype
-from passl_xcit.modeling.formats.pickle_machine import Machine
-from passl_xcit.modeling.formats.refusals import damaged, unwanted
 from passl_xcit.modeling.formats.torch_pickle import TorchMachine
+from passl_xcit.utils.arrays import stored_dtype
+from passl_xcit.utils.pickle_machine import Machine
+from passl_xcit.utils.refusals import damaged, unwanted
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 

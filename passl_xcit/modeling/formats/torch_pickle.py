@@ -8,10 +8,10 @@ from math import prod
 
 import numpy as np
 
-from passl_xcit.modeling.formats import numpy_pickle
-from passl_xcit.modeling.formats.arrays import BFLOAT16, MAX_SIZE, check_shape, own_array, stored_dtype
-from passl_xcit.modeling.formats.pickle_machine import Function, Machine, StandIn
-from passl_xcit.modeling.formats.refusals import short
+from passl_xcit.utils import numpy_pickle
+from passl_xcit.utils.arrays import BFLOAT16, MAX_SIZE, check_shape, own_array, stored_dtype
+from passl_xcit.utils.pickle_machine import Function, Machine, StandIn
+from passl_xcit.utils.refusals import short
 
 STORAGES = {
     "Float": "f4",

@@ -7,9 +7,9 @@ from math import prod
 
 import numpy as np
 
-from passl_xcit.modeling.formats.arrays import code_of
 from passl_xcit.modeling.formats.pickle_writer import PickleWriter
 from passl_xcit.modeling.formats.torch_pickle import STORAGES
+from passl_xcit.utils.arrays import code_of
 
 _FOLDER = "archive"
 _ALIGNMENT = 64

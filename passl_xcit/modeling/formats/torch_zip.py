@@ -8,9 +8,9 @@ import struct
 import zipfile
 import zlib
 
-from passl_xcit.modeling.formats.refusals import damaged, short, unwanted
 from passl_xcit.modeling.formats.torch_pickle import TorchMachine
 from passl_xcit.utils.errors import CheckpointError
+from passl_xcit.utils.refusals import damaged, short, unwanted
 
 MAX_MEMBERS = 100_000
 _SCRIPT = "is a TorchScript program; if you trust it: torch.save(torch.jit.load(path).state_dict(), new_path)"

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from weight_file_checks import STORED, same
 
-from passl_xcit.modeling.formats import pickle_machine, pickle_writer
+from passl_xcit.modeling.formats import pickle_writer
 from passl_xcit.modeling.formats.paddle_pickle import dump, read
+from passl_xcit.utils import pickle_machine
 
 NAME = "weights.pdparams"
 

@@ -11,9 +11,9 @@ from hypothesis.extra import numpy as hnp
 from safetensors.numpy import save
 from weight_file_checks import refusal_of, same
 
-from passl_xcit.modeling.formats.arrays import DTYPES
 from passl_xcit.modeling.formats.safetensors_file import MAX_HEADER, read
 from passl_xcit.modeling.state_dict import state_dict_of
+from passl_xcit.utils.arrays import DTYPES
 from passl_xcit.utils.errors import CheckpointError
 
 NAME = "evil.safetensors"

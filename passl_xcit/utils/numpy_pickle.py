@@ -3,9 +3,9 @@
 And what Python's own bytes and OrderedDicts name, which are in the files of every framework.
 """
 
-from passl_xcit.modeling.formats.arrays import DTYPES, array_of_bytes
-from passl_xcit.modeling.formats.pickle_machine import Function, StandIn
-from passl_xcit.modeling.formats.refusals import short
+from passl_xcit.utils.arrays import DTYPES, array_of_bytes
+from passl_xcit.utils.pickle_machine import Function, StandIn
+from passl_xcit.utils.refusals import short
 
 
 class DType(StandIn):

@@ -1,16 +1,16 @@
 """Plain data out of pickles, without the pickle module.
 
 `pickle.load` calls whatever a file names. Here a file's opcodes move plain values about on a stack and nothing
-else: the few names that weight files need stand for inert objects of this package, and "calling" one runs a method
-that checks every argument. Nothing is imported, looked up or called by a name from the file.
+else: the few names that the files of a format need stand for inert objects of this package, and "calling" one runs
+a method that checks every argument. Nothing is imported, looked up or called by a name from the file.
 
 The opcodes are those of Python's `pickletools`.
 """
 
 import struct
 
-from passl_xcit.modeling.formats.refusals import PLAIN, damaged, short, unwanted
 from passl_xcit.utils.errors import CheckpointError
+from passl_xcit.utils.refusals import PLAIN, damaged, short, unwanted
 
 MAX_OPCODES = 500_000
 MAX_VALUES = 150_000

@@ -4,7 +4,7 @@ from math import prod
 
 import numpy as np
 
-from passl_xcit.modeling.formats.refusals import damaged, unwanted
+from passl_xcit.utils.refusals import damaged, unwanted
 
 MAX_DIMS = 8
 MAX_SIZE = 2**40
