@@ -176,7 +176,7 @@ def build_trainer(cfg, model):
     with cfg.errors_name_files():
         if evaluates:
             _need(cfg, "dataloader.val")
-        schedule = LR_SCHEDULERS.build(cfg["lr_scheduler"], "lr_scheduler", iters_per_epoch=max(1, len(train_loader)))
+        schedule = build_schedule(cfg, train_loader)
         optimizer = OPTIMIZERS.build(cfg["optimizer"], "optimizer", learning_rate=schedule, model=model)
     evaluator = build_evaluator(cfg, model) if evaluates else None
     if evaluator:
@@ -193,6 +193,35 @@ def build_trainer(cfg, model):
         seed=cfg.get("seed", 0),
         settings={f"{key}_config": json.dumps(cfg[key], sort_keys=True) for key in ("lr_scheduler", "optimizer")},
     )
+
+
+def build_schedule(cfg, train_loader):
+    """The schedule of `cfg`; prints the images a step, and how they scale the learning rate."""
+    node, batch_size = cfg["lr_scheduler"], train_loader.batch_sampler.batch_size
+    base = node.get("base_batch_size")
+    runtime = {"iters_per_epoch": max(1, len(train_loader)), "global_batch_size": batch_size * world_size()}
+    schedule = LR_SCHEDULERS.build(_with_inner_base(node, base, "lr_scheduler"), "lr_scheduler", **runtime)
+    _log_global_batch(batch_size, base, node.get("end_lr", node.get("learning_rate")))
+    return schedule
+
+
+def _with_inner_base(node, base, path):
+    """`node`, in which `base_batch_size` holds for the schedules inside of it too."""
+    inner = node.get("learning_rate")
+    if not isinstance(inner, dict):
+        return node
+    path = f"{path}.learning_rate"
+    if "base_batch_size" in inner:
+        raise ConfigError("belongs to the outermost schedule, which says it for all", f"{path}.base_batch_size")
+    return {**node, "learning_rate": _with_inner_base({**inner, "base_batch_size": base}, base, path)}
+
+
+def _log_global_batch(batch_size, base, learning_rate):
+    total, processes = batch_size * world_size(), world_size()
+    text = f"global batch {total} ({batch_size} x {processes} {'process' if processes == 1 else 'processes'})"
+    if base is not None:
+        text = f"learning rate {learning_rate:.3e} x {text} / {base} = {learning_rate * total / base:.3e}"
+    logger.info(text)
 
 
 def _check_same_classes(train_loader, evaluator):

@@ -200,3 +200,33 @@ class TestBuildTrainer:
             trainer.lr_scheduler.step()
         assert rates[:7] == pytest.approx([0.001 + 0.019 * step / 6 for step in range(7)])
         assert rates[6 + 9] == pytest.approx(0.01) and trainer.optimizer.get_lr() == pytest.approx(0, abs=1e-9)
+
+    @pytest.mark.parametrize(
+        ("batch_size", "processes", "peak"), [(8, 1, 0.04), (2, 4, 0.04), (1, 8, 0.04), (2, 1, 0.01)]
+    )
+    def test_the_learning_rate_follows_the_images_a_step_however_many_processes_share_them(
+        self, batch_size, processes, peak, tmp_path, monkeypatch, capsys
+    ):
+        """0.02 is for 4 images; the warm-up's end and the cosine in it are both scaled."""
+        monkeypatch.setattr(builder, "world_size", lambda: processes)
+        setup_logger()
+        cfg = tiny_config(
+            tmp_path, "lr_scheduler.base_batch_size=4", f"dataloader.train.sampler.batch_size={batch_size}"
+        )
+        loader = builder.build_loader(cfg, "train", 3)
+        schedule = builder.build_schedule(cfg, loader)
+        for step in range(len(loader) + 1):
+            assert schedule() == pytest.approx(0.001 + (peak - 0.001) * step / len(loader))
+            schedule.step()
+        shares = f"{batch_size} x {processes} process{'es' * (processes > 1)}"
+        line = f"learning rate 2.000e-02 x global batch {batch_size * processes} ({shares}) / 4 = {peak:.3e}"
+        assert line in capsys.readouterr().out
+
+    def test_without_a_base_the_images_a_step_are_printed_alone(self, tmp_path, capsys):
+        tiny_trainer(tmp_path)
+        assert re.search(r"INFO: global batch 4 \(4 x 1 process\)$", capsys.readouterr().out, re.MULTILINE)
+
+    def test_a_schedule_in_another_one_has_no_base_of_its_own(self, tmp_path):
+        key = "lr_scheduler.learning_rate.base_batch_size"
+        with pytest.raises(ConfigError, match=f"-o {key}=4: {key}: belongs to the outermost schedule"):
+            tiny_trainer(tmp_path, f"{key}=4")
