@@ -19,7 +19,7 @@ class ImageLoader:
 
     Args:
         dataset: an ImageDataset.
-        batch_sampler: gives lists of (epoch, index) and has `set_position`.
+        batch_sampler: gives lists of keys (epoch, index, ...) and has `set_position`.
         num_workers: processes that read and transform; no more are started than the machine has cores, and none where
             the system cannot fork. The batches do not depend on it.
         use_shared_memory: hand batches over in shared memory (Linux) instead of through a pipe, which is slower and

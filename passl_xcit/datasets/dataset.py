@@ -19,7 +19,7 @@ class ImageDataset(Dataset):
         transforms: callables `transform(image, rng) -> image`, applied in order to one PIL image.
         batch_transforms: callables on a batch; the data loader applies them.
         return_label: PASSL's key; False is for self-supervised training, which does not exist here.
-        seed: with the epoch and the sample's index it determines every draw of the transforms.
+        seed: with a sample's key, from the sampler, it determines every draw of the transforms.
     """
 
     def __init__(self, labels, class_names, transforms, batch_transforms, return_label, seed):
@@ -61,10 +61,13 @@ class ImageDataset(Dataset):
         return len(self.labels)
 
     def __getitem__(self, key):
-        """key (epoch, index) -> (image float32 [C, H, W] after the usual transforms, label)."""
-        epoch, index = key
+        """key (epoch, index, ...) -> (image float32 [C, H, W] after the usual transforms, label).
+
+        The draws depend on the whole key, so that with a further number the same image is augmented anew.
+        """
+        index = key[1]
         image = self.load(index)
-        rng = generator(self.seed, SAMPLE, epoch, index)
+        rng = generator(self.seed, SAMPLE, *key)
         try:
             for transform in self.transforms:
                 image = transform(image, rng)

@@ -14,7 +14,7 @@ from passl_xcit.datasets.batch_transforms import Mixup
 from passl_xcit.datasets.dataloader import Collate, ImageLoader
 from passl_xcit.datasets.demo_fashion_mnist import FashionMNIST
 from passl_xcit.datasets.imagenet import ImageNet
-from passl_xcit.datasets.sampler import DistributedBatchSampler
+from passl_xcit.datasets.sampler import DistributedBatchSampler, DistributedRepeatedAugSampler
 from passl_xcit.datasets.transforms import Normalize, RandomCrop, RandomErasing, RandomHorizontalFlip, Transpose
 from passl_xcit.utils.device import current_place
 from passl_xcit.utils.errors import ConfigError, DataError
@@ -113,6 +113,38 @@ def test_batches_are_the_same_to_the_last_bit_for_any_number_of_workers(folder, 
 def test_starting_in_mid_epoch_gives_the_rest_of_the_same_epoch(folder, workers):
     whole = arrays(loader_of(random_dataset(folder), position=(3, 0)))
     assert_same_batches(arrays(loader_of(random_dataset(folder), workers, position=(3, 2))), whole[2:])
+
+
+def repeated_loader(dataset, workers=(0, True), position=(0, 0)):
+    sampler = DistributedRepeatedAugSampler(3, shuffle=True, length=len(dataset), seed=dataset.seed)
+    sampler.set_position(*position)
+    return ImageLoader(dataset, sampler, num_workers=workers[0], use_shared_memory=workers[1])
+
+
+def test_the_repeats_of_an_image_are_augmented_differently(folder):
+    """Each batch of three holds one image three times."""
+    dataset = ImageNet(folder, [RandomCrop(6, padding=2), Transpose(), Normalize([9] * 3, [3] * 3)])
+    for images, targets in arrays(repeated_loader(dataset))[:4]:
+        assert len(np.unique(targets)) == 1
+        assert len(np.unique(images.reshape(3, -1), axis=0)) == 3
+
+
+@pytest.mark.parametrize("workers", WORKERS[1:])
+def test_repeats_are_the_same_for_any_number_of_workers_and_from_the_middle(folder, workers):
+    whole = arrays(repeated_loader(random_dataset(folder), position=(3, 0)))
+    assert_same_batches(arrays(repeated_loader(random_dataset(folder), workers, position=(3, 2))), whole[2:])
+
+
+def test_the_draws_of_a_plain_sample_are_those_of_seed_epoch_and_index():
+    """NumPy's own words for them: a change would silently change every training."""
+    draws = []
+    dataset = FashionMNIST("test", [lambda image, rng: draws.append(rng.random())], seed=7)
+    dataset[3, 5], dataset[3, 5, 0], dataset[3, 5, 1]
+    expected = [
+        np.random.default_rng(np.random.SeedSequence([7, 1, *key])).random() for key in ((3, 5), (3, 5, 0), (3, 5, 1))
+    ]
+    assert draws == expected
+    assert len(set(draws)) == 3
 
 
 def test_one_loader_moved_from_epoch_to_epoch_gives_what_fresh_ones_give(folder):

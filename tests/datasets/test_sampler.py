@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from passl_xcit.datasets.sampler import DistributedBatchSampler
+from passl_xcit.datasets.sampler import DistributedBatchSampler, DistributedRepeatedAugSampler
 from passl_xcit.utils.errors import ConfigError
 from passl_xcit.utils.registry import SAMPLERS
 
@@ -125,3 +125,102 @@ def test_a_batch_holds_at_least_one_sample(batch_size):
 def test_passls_name_and_no_name_are_the_same_sampler():
     named = SAMPLERS.build({"name": "DistributedBatchSampler", "batch_size": 2}, length=4)
     assert list(named) == list(SAMPLERS.build({"batch_size": 2}, length=4))
+
+
+# Repeated augmentation.
+
+images = st.integers(0, 1100)
+
+
+def repeated(length, batch_size=4, epoch=0, batch=0, **options):
+    sampler = DistributedRepeatedAugSampler(batch_size, length=length, **options)
+    sampler.set_position(epoch, batch)
+    return sampler
+
+
+def official_indices(order, rank, world_size):
+    """DeiT's and facebookresearch/xcit's samplers.py: repeat, pad, deal to the processes, cut."""
+    samples = math.ceil(len(order) * 3.0 / world_size)
+    indices = [index for index in order for _ in range(3)]
+    indices += indices[: samples * world_size - len(indices)]
+    return indices[rank : samples * world_size : world_size][: math.floor(len(order) // 256 * 256 / world_size)]
+
+
+@given(st.integers(256, 1100), worlds, seeds, epochs)
+@example(256, 3, 0, 0)
+@example(511, 5, 0, 0)
+def test_repeated_images_are_those_of_the_official_sampler(length, world_size, seed, epoch):
+    """The order that it repeats is the plain sampler's."""
+    options = {"shuffle": True, "seed": seed, "epoch": epoch}
+    order = indices_of(sampler_of(length, **options))
+    for rank in range(world_size):
+        keys = sum(repeated(length, rank=rank, world_size=world_size, **options), [])
+        assert [index for _, index, _ in keys] == official_indices(order, rank, world_size)
+
+
+@given(images, worlds, batch_sizes, st.integers(1, 4), st.booleans(), seeds, epochs)
+def test_every_image_comes_with_each_of_its_repeats_once(
+    length, world_size, batch_size, num_repeats, drop_last, seed, epoch
+):
+    """Over all processes; the last image of an epoch may lack some. The repeats stand side by side."""
+    options = {"num_repeats": num_repeats, "shuffle": True, "drop_last": drop_last, "seed": seed, "epoch": epoch}
+    dealt = [
+        sum(repeated(length, batch_size, rank=rank, world_size=world_size, **options), []) for rank in range(world_size)
+    ]
+    assert len({len(keys) for keys in dealt}) == 1
+    keys = [key for step in zip(*dealt) for key in step]
+    assert len(set(keys)) == len(keys)
+    assert [(key[0], key[2]) for key in keys] == [(epoch, place % num_repeats) for place in range(len(keys))]
+    assert all(keys[place][1] == keys[place - place % num_repeats][1] for place in range(len(keys)))
+
+
+@given(images, worlds, batch_sizes, st.booleans())
+def test_a_repeated_epoch_holds_as_many_samples_as_images_rounded_down(length, world_size, batch_size, drop_last):
+    rounded = length - length % 256 if length >= 256 else length
+    for rank in range(world_size):
+        sampler = repeated(length, batch_size, rank=rank, world_size=world_size, drop_last=drop_last)
+        sizes = [len(batch) for batch in sampler]
+        samples = rounded // world_size
+        assert sum(sizes) == (samples - samples % batch_size if drop_last else samples)
+        assert len(sampler) == len(sizes)
+        assert all(size == batch_size for size in sizes[:-1])
+
+
+@given(images, batch_sizes, seeds, epochs, st.integers(0, 70))
+def test_a_repeated_epoch_can_be_started_in_its_middle(length, batch_size, seed, epoch, start):
+    options = {"shuffle": True, "seed": seed, "epoch": epoch}
+    whole = list(repeated(length, batch_size, **options))
+    assert list(repeated(length, batch_size, batch=start, **options)) == whole[start:]
+
+
+@given(images, worlds, st.integers(1, 4), seeds)
+def test_a_step_takes_the_same_repeats_however_many_processes_share_it(length, world_size, share, seed):
+    options = {"shuffle": True, "drop_last": True, "seed": seed}
+    alone = list(repeated(length, share * world_size, **options))
+    shared = zip(*(repeated(length, share, rank=rank, world_size=world_size, **options) for rank in range(world_size)))
+    assert [sorted(sum(step, [])) for step in shared] == [sorted(step) for step in alone]
+
+
+def test_repeated_imagenet_makes_the_official_iterations():
+    options = {"batch_size": 128, "drop_last": True, "world_size": 8}
+    assert [len(repeated(1281167, rank=rank, **options)) for rank in range(8)] == [1251] * 8
+    seen = repeated(1281167, shuffle=True).indices()
+    assert len(seen) == 1281024
+    assert len(np.unique(seen)) == 1281024 // 3
+
+
+@pytest.mark.parametrize(
+    ("node", "pad", "message"),
+    [
+        ({"batch_size": 2, "num_repeats": 0}, True, "here.num_repeats: num_repeats must be at least 1, not 0"),
+        ({"batch_size": 0}, True, "here.batch_size: batch_size must be at least 1, not 0"),
+        (
+            {"batch_size": 2},
+            False,
+            "here: an evaluation repeats no images: DistributedRepeatedAugSampler is for training",
+        ),
+    ],
+)
+def test_repeats_that_make_no_sense_are_refused(node, pad, message):
+    with pytest.raises(ConfigError, match=message):
+        SAMPLERS.build({"name": "DistributedRepeatedAugSampler", **node}, "here", length=4, pad=pad)

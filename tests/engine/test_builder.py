@@ -164,6 +164,10 @@ class TestBuildLoader:
                 "dataloader.val.dataset.batch_transforms=[{name: Mixup}]",
                 "batch_transforms: an evaluation mixes no images",
             ),
+            (
+                "dataloader.val.sampler={name: DistributedRepeatedAugSampler, batch_size: 4}",
+                "dataloader.val.sampler: an evaluation repeats no images",
+            ),
         ],
     )
     def test_an_evaluation_sees_every_sample_as_it_is(self, override, message, tmp_path):

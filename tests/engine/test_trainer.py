@@ -78,6 +78,17 @@ RESUMED = {  # where the run stops, and what differs from the tiny config
         "train_iter_end",
         (BY_ITER, "checkpoint.interval=2", "dataloader.train.sampler={batch_size: 5, shuffle: true}"),
     ),
+    "with repeated augmentation and the official schedule": (
+        8,
+        "train_iter_end",
+        (
+            BY_ITER,
+            "checkpoint.interval=4",
+            "dataloader.train.sampler={name: DistributedRepeatedAugSampler, batch_size: 4, shuffle: true}",
+            "lr_scheduler={name: TimmCosine, learning_rate: 0.02, T_max: 2, warmup_epoch: 1, epoch_late: true, "
+            "base_batch_size: 8}",
+        ),
+    ),
     "with clipped gradients": (6, "train_epoch_end", ("optimizer.grad_clip={name: global_norm, value: 0.1}",)),
 }
 
