@@ -52,7 +52,7 @@ def main(argv=None):
     prepare_cpu()
     from passl_xcit.engine.launch import run
 
-    overrides = overrides_of(args, splits=("val",) if args.evaluate_only else ("train", "val"))
+    overrides = overrides_of(args, args.config_file, splits=("val",) if args.evaluate_only else ("train", "val"))
     run(args.config_file, overrides, args.load, args.resume, args.evaluate_only, args.distribute)
 
 

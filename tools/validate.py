@@ -45,7 +45,7 @@ def main(argv=None):
     prepare_cpu()
     from passl_xcit.engine.launch import run
 
-    run(config, overrides_of(args, splits=("val",)), load=checkpoint, evaluate_only=True)
+    run(config, overrides_of(args, config, splits=("val",)), load=checkpoint, evaluate_only=True)
 
 
 def console():

@@ -8,7 +8,14 @@ from typing import Any, Optional, Sequence
 import paddle
 
 # Importing these files fills the registries.
-from passl_xcit.datasets import auto_augment, batch_transforms, demo_fashion_mnist, imagenet, transforms  # noqa: F401
+from passl_xcit.datasets import (  # noqa: F401
+    auto_augment,
+    batch_transforms,
+    cifar10,
+    demo_fashion_mnist,
+    imagenet,
+    transforms,
+)
 from passl_xcit.datasets.dataloader import ImageLoader
 from passl_xcit.datasets.dataset import check_labels
 from passl_xcit.datasets.sampler import DistributedBatchSampler  # noqa: F401

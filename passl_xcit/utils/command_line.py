@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from passl_xcit.utils.config import Override, parse_override
+from passl_xcit.utils.config import Override, load_config, parse_override
 from passl_xcit.utils.errors import ConfigError
 
 
@@ -34,19 +34,31 @@ def add_override_options(parser):
         "--output_dir", type=not_empty, metavar="DIR", help="where checkpoints and logs go (config: outputs)"
     )
     parser.add_argument(
-        "--data_dir", type=not_empty, metavar="DIR", help="folder with train/ and val/, instead of the config's"
+        "--data_dir",
+        type=not_empty,
+        metavar="DIR",
+        help="folder with train/ and val/, or CIFAR-10's folder or archive, instead of the config's",
     )
 
 
-def overrides_of(args, splits=("train", "val")):
-    """The overrides of `-o`, and --output_dir and --data_dir (for these splits) as more of them."""
+def overrides_of(args, config_file, splits=("train", "val")):
+    """The overrides of `-o`, and --output_dir and --data_dir (for these splits of `config_file`) as more of them."""
     overrides = [parse_override(text) for text in args.override]
     if args.output_dir:
         overrides.append(Override("output_dir", args.output_dir, "--output_dir"))
     if args.data_dir:
-        if not Path(args.data_dir).is_dir():
-            raise ConfigError(f"--data_dir {args.data_dir}: there is no such folder")
-        for split in splits:
-            folder = str(Path(args.data_dir) / split)
-            overrides.append(Override(f"dataloader.{split}.dataset.dataroot", folder, "--data_dir"))
+        cfg = load_config(config_file, overrides).to_dict()
+        overrides += [_dataroot(cfg, split, args.data_dir) for split in splits]
     return overrides
+
+
+def _dataroot(cfg, split, data_dir):
+    """The override that --data_dir means: all of `data_dir` for a data set that has a `split`, else a folder in it."""
+    node = cfg
+    for key in ("dataloader", split, "dataset"):
+        node = node.get(key) if isinstance(node, dict) else None
+    whole = isinstance(node, dict) and "split" in node
+    if not (Path(data_dir).exists() if whole else Path(data_dir).is_dir()):
+        raise ConfigError(f"--data_dir {data_dir}: there is no such folder{' or archive' if whole else ''}")
+    folder = data_dir if whole else str(Path(data_dir) / split)
+    return Override(f"dataloader.{split}.dataset.dataroot", folder, "--data_dir")
