@@ -50,10 +50,12 @@ def undecayed_names(model, patterns, rule):
     """Paddle's own names (not the structured ones) of the parameters that weight decay leaves alone."""
     if rule not in ("passl", "official"):
         raise ValueError(f"weight_decay_rule must be 'passl' or 'official', not '{rule}'")
-    exempt = {f"backbone.{name}" for name in model.backbone.no_weight_decay()} if rule == "official" else set()
+    # By Paddle's names, because what the backbone is called in the model differs: a distillation's is Student.backbone.
+    kept = model.backbone.no_weight_decay() if rule == "official" else ()
+    exempt = {parameter.name for name, parameter in model.backbone.named_parameters() if name in kept}
     names = set()
     for name, parameter in model.named_parameters():
-        by_rule = rule == "official" and (parameter.ndim == 1 or name.endswith(".bias") or name in exempt)
+        by_rule = rule == "official" and (parameter.ndim == 1 or name.endswith(".bias") or parameter.name in exempt)
         if by_rule or any(pattern in name for pattern in patterns):
             names.add(parameter.name)
     return names

@@ -6,6 +6,7 @@ import pytest
 from paddle import nn
 
 import passl_xcit.solver.optimizer  # noqa: F401 (registers)
+from passl_xcit.modeling.distillation import DistillationWrapper
 from passl_xcit.utils.errors import ConfigError
 from passl_xcit.utils.registry import OPTIMIZERS
 
@@ -133,37 +134,66 @@ def decayed_in(model, **arguments):
     return {name for name, value in values.items() if (value == 0.5).all()}
 
 
+OFFICIALLY_DECAYED = {
+    "backbone.patch_embed.proj.0.0.weight",
+    "backbone.patch_embed.proj.2.0.weight",
+    "backbone.pos_embeder.token_projection.weight",
+    "backbone.blocks.0.attn.temperature",
+    "backbone.blocks.0.attn.qkv.weight",
+    "backbone.blocks.0.attn.proj.weight",
+    "backbone.blocks.0.local_mp.conv1.weight",
+    "backbone.blocks.0.local_mp.conv2.weight",
+    "backbone.blocks.0.mlp.fc1.weight",
+    "backbone.blocks.0.mlp.fc2.weight",
+    "backbone.cls_attn_blocks.0.attn.qkv.weight",
+    "backbone.cls_attn_blocks.0.attn.proj.weight",
+    "backbone.cls_attn_blocks.0.mlp.fc1.weight",
+    "backbone.cls_attn_blocks.0.mlp.fc2.weight",
+    "head.fc_cls.weight",
+}
+PASSL_UNDECAYED = {
+    "backbone.blocks.0.attn.temperature",
+    "backbone.cls_token",
+    "backbone.pos_embeder.token_projection.weight",
+    "backbone.pos_embeder.token_projection.bias",
+}
+PASSL_PATTERNS = ["temperature", "pos_embed", "cls_token", "dist_token"]
+
+
+def trainable(model):
+    return {name: parameter for name, parameter in model.named_parameters() if not parameter.stop_gradient}
+
+
 def test_the_official_rule_decays_weights_of_layers_and_the_temperature(tiny_model):
-    expected = {
-        "backbone.patch_embed.proj.0.0.weight",
-        "backbone.patch_embed.proj.2.0.weight",
-        "backbone.pos_embeder.token_projection.weight",
-        "backbone.blocks.0.attn.temperature",
-        "backbone.blocks.0.attn.qkv.weight",
-        "backbone.blocks.0.attn.proj.weight",
-        "backbone.blocks.0.local_mp.conv1.weight",
-        "backbone.blocks.0.local_mp.conv2.weight",
-        "backbone.blocks.0.mlp.fc1.weight",
-        "backbone.blocks.0.mlp.fc2.weight",
-        "backbone.cls_attn_blocks.0.attn.qkv.weight",
-        "backbone.cls_attn_blocks.0.attn.proj.weight",
-        "backbone.cls_attn_blocks.0.mlp.fc1.weight",
-        "backbone.cls_attn_blocks.0.mlp.fc2.weight",
-        "head.fc_cls.weight",
-    }
-    assert decayed_in(tiny_model(), weight_decay_rule="official") == expected
+    assert decayed_in(tiny_model(), weight_decay_rule="official") == OFFICIALLY_DECAYED
+
+
+def test_the_official_rule_decays_the_same_of_a_student(tiny_model):
+    """Its parameters are called Student.*, and its class token has three axes: only its name exempts it."""
+    model = DistillationWrapper([("Teacher", tiny_model()), ("Student", tiny_model())])
+    assert decayed_in(model, weight_decay_rule="official") == {f"Student.{name}" for name in OFFICIALLY_DECAYED}
 
 
 def test_passls_patterns_leave_four_parameters_undecayed(tiny_model):
     model = tiny_model()
-    patterns = ["temperature", "pos_embed", "cls_token", "dist_token"]
-    trainable = {name for name, parameter in model.named_parameters() if not parameter.stop_gradient}
-    assert trainable - decayed_in(model, exclude_from_weight_decay=patterns) == {
-        "backbone.blocks.0.attn.temperature",
-        "backbone.cls_token",
-        "backbone.pos_embeder.token_projection.weight",
-        "backbone.pos_embeder.token_projection.bias",
+    assert set(trainable(model)) - decayed_in(model, exclude_from_weight_decay=PASSL_PATTERNS) == PASSL_UNDECAYED
+
+
+@pytest.mark.parametrize("rule", ["official", "passl"])
+def test_a_step_of_a_model_is_the_published_one_under_either_rule(rule, tiny_model):
+    """In float64; in the first step the moments are the gradient g and its square: p - lr g / (|g| + eps) - lr wd p."""
+    model, patterns = tiny_model(), PASSL_PATTERNS if rule == "passl" else []
+    decayed = OFFICIALLY_DECAYED if rule == "official" else set(trainable(model)) - PASSL_UNDECAYED
+    paddle.seed(1)
+    model.train_iter(paddle.randn([4, 3, 8, 8]), paddle.to_tensor([0, 1, 2, 0]))["loss"].backward()
+    before = {
+        name: (p.numpy().astype("float64"), p.grad.numpy().astype("float64")) for name, p in trainable(model).items()
     }
+    build(model, weight_decay=0.05, weight_decay_rule=rule, exclude_from_weight_decay=patterns).step()
+    for name, parameter in trainable(model).items():
+        value, slope = before[name]
+        expected = value - RATE * slope / (np.abs(slope) + 1e-8) - (RATE * 0.05 * value if name in decayed else 0)
+        np.testing.assert_allclose(parameter.numpy(), expected, rtol=0, atol=1e-6, err_msg=name)
 
 
 def test_frozen_parameters_stay(tiny_model):
