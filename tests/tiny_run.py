@@ -120,10 +120,14 @@ class Stop(Hook):
             raise KeyboardInterrupt
 
 
+VARYING = ("elapsed", "time", "data_time", "images_per_sec", "data_wait", "memory")  # from run to run
+
+
 def json_lines(folder):
-    """The lines of log.jsonl, without the times."""
+    """The lines of training and evaluation in log.jsonl, without times and memory."""
     lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "time"} for line in lines]
+    lines = [line for line in lines if line["mode"] not in ("begin", "end")]
+    return [{key: value for key, value in line.items() if key not in VARYING} for line in lines]
 
 
 def start(*arguments, before=(TRAIN,), **options):

@@ -1,8 +1,9 @@
 """The training loop."""
 
-import json
+import contextlib
 import math
 import signal
+import time
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from passl_xcit.hooks.hook import Hook, stages_of
 from passl_xcit.utils.device import has_sync_batch_norm
 from passl_xcit.utils.dist import copy_from_first, is_main, rank, world_size
 from passl_xcit.utils.errors import DataError, TrainingError, TrainingStopped
-from passl_xcit.utils.logger import TRAINER, get_logger
+from passl_xcit.utils.logger import TRAINER, JsonLog, get_logger
 from passl_xcit.utils.seed import step_seed
 
 logger = get_logger(TRAINER)
@@ -74,6 +75,8 @@ class Trainer:
         self.hooks = sorted(hooks, key=lambda hook: hook.priority)
         self.evaluator = evaluator
         self.state = TrainState()
+        self.log = JsonLog(self.output_dir / "log.jsonl")
+        self.begun, self.seconds_aside = time.perf_counter(), 0.0
         self.iters_per_epoch = len(train_loader)
         if not self.iters_per_epoch:
             raise DataError(
@@ -112,8 +115,13 @@ class Trainer:
         Raises:
             TrainingStopped: on Ctrl-C or SIGTERM, when the step is finished and the hooks have saved what they save.
         """
-        with StopRequest() as stop:
-            self._train(stop)
+        self.begun = time.perf_counter()
+        self.record("begin")
+        try:
+            with StopRequest() as stop:
+                self._train(stop)
+        finally:
+            self.record("end")
 
     def _train(self, stop):
         self.model.train()
@@ -160,8 +168,9 @@ class Trainer:
         All processes evaluate the first one's model, which is the one that is saved: where BatchNorm is not
         synchronised, each has its own running statistics (parameters without gradient, in Paddle).
         """
-        copy_from_first([tensor for tensor in self.model.state_dict().values() if tensor.stop_gradient])
-        metrics = self.state.metrics = self.evaluator.evaluate(max(1, self.state.epoch))
+        with self.aside():
+            copy_from_first([tensor for tensor in self.model.state_dict().values() if tensor.stop_gradient])
+            metrics = self.state.metrics = self.evaluator.evaluate(max(1, self.state.epoch))
         self.record("val", **metrics)
         if metrics["acc1"] > self.state.best.get("acc1", -1.0):
             self.state.best = {**metrics, "epoch": self.state.epoch, "iter": self.state.iter}
@@ -182,13 +191,21 @@ class Trainer:
                 "nothing more is saved; try a smaller learning rate, a longer warm-up or grad_clip"
             )
 
+    @contextlib.contextmanager
+    def aside(self):
+        """Around what is not training, such as an evaluation: the log's times and speeds leave it out."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds_aside += time.perf_counter() - begin
+
     def record(self, mode, **values):
-        """Append one JSON line to `log.jsonl`: mode, epoch and iter (finished ones), and `values`."""
-        if not is_main():
-            return
-        line = {"mode": mode, "epoch": self.state.epoch, "iter": self.state.iter, **values}
-        with open(self.output_dir / "log.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        """Append one line to `log.jsonl`: mode, what is finished, seconds since `train` was called, and `values`."""
+        if is_main():
+            state, elapsed = self.state, time.perf_counter() - self.begun
+            finished = {"epoch": state.epoch, "iter": state.iter, "samples": state.samples}
+            self.log.append({"mode": mode, **finished, "elapsed": elapsed, **values})
 
     def _log_hooks(self):
         for stage in Hook.STAGES:

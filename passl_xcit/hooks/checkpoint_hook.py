@@ -75,19 +75,23 @@ class CheckpointHook(Hook):
             self._save(trainer, number, unit)
 
     def _save(self, trainer, number, unit, name=None):
-        if is_main():
-            folder = self._folder(trainer)
-            logger.info(f"Saving checkpoint at {number} {unit}")
-            path = folder / (name or self.template.format(number))
-            trainer.save_checkpoint(path, self.save_optimizer)
-            if self.create_symlink:
-                trainer.link_checkpoint(path, folder / "latest.pdparams")
-            if trainer.state.best.get("iter") == trainer.state.iter:
-                trainer.link_checkpoint(path, folder / "best.pdparams")
-            if not name:
-                (folder / INTERRUPTED).unlink(missing_ok=True)
-                self._prune(folder, number)
-        wait_for_all()
+        with trainer.aside():
+            if is_main():
+                self._write(trainer, number, unit, name)
+            wait_for_all()
+
+    def _write(self, trainer, number, unit, name):
+        folder = self._folder(trainer)
+        logger.info(f"Saving checkpoint at {number} {unit}")
+        path = folder / (name or self.template.format(number))
+        trainer.save_checkpoint(path, self.save_optimizer)
+        if self.create_symlink:
+            trainer.link_checkpoint(path, folder / "latest.pdparams")
+        if trainer.state.best.get("iter") == trainer.state.iter:
+            trainer.link_checkpoint(path, folder / "best.pdparams")
+        if not name:
+            (folder / INTERRUPTED).unlink(missing_ok=True)
+            self._prune(folder, number)
 
     def _folder(self, trainer):
         return Path(self.out_dir or trainer.output_dir)

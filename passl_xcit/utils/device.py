@@ -1,5 +1,7 @@
 """Devices: choosing one, saying clearly why one cannot be had, asking what it can do."""
 
+import sys
+
 import paddle
 
 from passl_xcit.utils.errors import ConfigError
@@ -58,6 +60,29 @@ def current_place():
 def has_sync_batch_norm():
     """True where SyncBatchNorm has a kernel: on a GPU; neither CPU nor Ascend has one."""
     return paddle.get_device().startswith("gpu")
+
+
+def peak_memory():
+    """Bytes: the most that tensors took on the current device at a time so far; on a CPU, the most the process took.
+
+    None where that cannot be asked: Paddle 3.0 tells it of GPUs only, and Windows has no `resource`.
+    """
+    device = paddle.get_device()
+    if device == "cpu":
+        return _peak_memory_of_process()
+    try:
+        return getattr(paddle.device, "max_memory_allocated", paddle.device.cuda.max_memory_allocated)(device)
+    except ValueError:
+        return None
+
+
+def _peak_memory_of_process():
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # bytes on macOS, KiB elsewhere
 
 
 def _gpu_count():

@@ -1,10 +1,15 @@
-"""One logger with PASSL's line format, and averaging meters.
+"""One logger with PASSL's line format, JSON lines beside it, and averaging meters.
 
-Every line reads `[MM/DD HH:MM:SS] <logger> INFO: <message>`; users parse them.
+Every line reads `[MM/DD HH:MM:SS] <logger> INFO: <message>`; users parse them. A log that cannot be written (disk
+full, folder gone) says so once on stderr and loses lines: no training ends for that.
 """
 
+import contextlib
+import json
 import logging
 import logging.handlers
+import math
+import os
 import sys
 from pathlib import Path
 
@@ -32,7 +37,7 @@ def log_to_folder(folder, rank=0):
     """Append the log, with the lines kept so far, to `folder`/log.txt (log.txt.rank1 and so on elsewhere)."""
     root = get_logger()
     path = Path(folder) / ("log.txt" if rank == 0 else f"log.txt.rank{rank}")
-    file_handler = _with_format(logging.FileHandler(path, encoding="utf-8"))
+    file_handler = _with_format(_FileHandler(path, encoding="utf-8"))
     for handler in list(root.handlers):
         if isinstance(handler, logging.handlers.MemoryHandler):
             handler.setTarget(file_handler)
@@ -42,13 +47,76 @@ def log_to_folder(folder, rank=0):
     root.addHandler(file_handler)
 
 
-class _StreamHandler(logging.StreamHandler):
-    """Ends the program when the reader of its output has gone, where logging would print a traceback a line."""
+class _WarnsOnce:
+    """A mixin of handlers: what cannot be written is lost with one warning, where logging prints a traceback a line."""
+
+    warned = False
 
     def handleError(self, record):
-        if isinstance(sys.exc_info()[1], BrokenPipeError):
+        error = sys.exc_info()[1]
+        if isinstance(error, BrokenPipeError):  # the reader of our output has gone: end the program
             raise
-        super().handleError(record)
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self.warned:
+            self.warned = True
+            _warn_of_lost_lines(self.stream.name, error)
+
+
+class _StreamHandler(_WarnsOnce, logging.StreamHandler):
+    pass
+
+
+class _FileHandler(_WarnsOnce, logging.FileHandler):
+    pass
+
+
+class JsonLog:
+    """JSON objects, one a line, appended to the file `path`; numbers that are not finite become null."""
+
+    def __init__(self, path):
+        self.path, self.warned = Path(path), False
+
+    def append(self, entry):
+        """Add a line; one that a killed run left unfinished is ended first."""
+        line = json.dumps({key: _finite_or_none(value) for key, value in entry.items()}, allow_nan=False)
+        try:
+            with open(self.path, "ab+") as file:
+                file.write(f"{_missing_end(file)}{line}\n".encode())
+        except OSError as error:
+            if not self.warned:
+                self.warned = True
+                _warn_of_lost_lines(self.path, error)
+
+    def read(self):
+        """The entries, oldest first, without lines that were never finished; none where there is no file."""
+        try:
+            lines = self.path.read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return []
+        entries = []
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                entries.append(json.loads(line))
+        return [entry for entry in entries if isinstance(entry, dict)]
+
+
+def _missing_end(file):
+    """A line end, if what stands in the binary `file` (open at its end) has none."""
+    if not file.tell():
+        return ""
+    file.seek(-1, os.SEEK_END)
+    return "" if file.read(1) == b"\n" else "\n"
+
+
+def _finite_or_none(value):
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _warn_of_lost_lines(path, error):
+    """Say on stderr, if that can still be written, that the log `path` loses lines because of the OSError."""
+    with contextlib.suppress(OSError):
+        print(f"warning: {path}: {error.strerror}: lines of this log are lost, the run goes on", file=sys.stderr)
 
 
 def _with_format(handler):

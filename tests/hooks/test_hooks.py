@@ -1,8 +1,9 @@
 """The stages and their order; what the hooks print, write, keep and remove."""
 
-import json
+import contextlib
 import re
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tiny_run import json_lines, tiny_run, tiny_trainer
 
 from passl_xcit.engine.checkpoint import link_checkpoint
-from passl_xcit.engine.trainer import TrainState
+from passl_xcit.engine.trainer import Trainer, TrainState
 from passl_xcit.hooks import log_hook, visual_hook
 from passl_xcit.hooks.checkpoint_hook import CheckpointHook
 from passl_xcit.hooks.evaluate_hook import EvaluateHook
@@ -23,7 +24,7 @@ from passl_xcit.hooks.hook import Hook, stages_of
 from passl_xcit.hooks.log_hook import LogHook
 from passl_xcit.modeling.checkpoint_formats import read_file
 from passl_xcit.utils.errors import ConfigError
-from passl_xcit.utils.logger import setup_logger
+from passl_xcit.utils.logger import JsonLog, setup_logger
 from passl_xcit.utils.registry import HOOKS
 
 
@@ -115,17 +116,18 @@ def clock(*times):
 
 def run_of(iters_per_epoch, epochs, records=None):
     """What LogHook asks of a trainer."""
-    trainer = SimpleNamespace(state=TrainState(), epochs=epochs, iters_per_epoch=iters_per_epoch)
+    trainer = SimpleNamespace(state=TrainState(), epochs=epochs, iters_per_epoch=iters_per_epoch, seconds_aside=0.0)
     trainer.require_finite = lambda loss: None
     trainer.total_iters = epochs * iters_per_epoch
     trainer.record = lambda mode, **values: records.append((mode, values)) if records is not None else None
     return trainer
 
 
-def finish_iteration(trainer, hook, **outputs):
+def finish_iteration(trainer, hook, samples=64, **outputs):
     trainer.state.outputs = outputs
     hook.train_iter_begin(trainer)
     trainer.state.iter += 1
+    trainer.state.samples += samples
     trainer.inner_iter = (trainer.state.iter - 1) % trainer.iters_per_epoch
     hook.train_iter_end(trainer)
 
@@ -135,8 +137,9 @@ def messages(capsys):
 
 
 class TestLogHook:
-    def test_its_line_is_passls_to_the_letter(self, monkeypatch, capsys):
+    def test_its_line_is_passls_to_the_letter_and_then_says_more(self, monkeypatch, capsys):
         setup_logger()
+        monkeypatch.setattr(log_hook, "peak_memory", iter([2.14 * 2**30, None]).__next__)
         monkeypatch.setattr(log_hook, "time", clock(10.0, 10.045, 10.123, 10.125, 10.223))
         trainer, hook = run_of(1251, 400), LogHook(interval=1)
         hook.run_begin(trainer)
@@ -147,10 +150,21 @@ class TestLogHook:
         finish_iteration(trainer, hook, loss=6.5, acc1=100.0, acc5=100.0)
         assert messages(capsys) == [
             "Epoch [1/400][0/1251]\tlr: 1.000e-06, eta: 17:05:49, time: 0.123, data_time: 0.045, "
-            "loss 6.9078e+00 (6.9078e+00), acc1  0.000 ( 0.000), acc5  0.781 ( 0.781)",
+            "loss 6.9078e+00 (6.9078e+00), acc1  0.000 ( 0.000), acc5  0.781 ( 0.781), "
+            "images/s: 520.3, data_wait: 37%, memory: 2.1G",
             "Epoch [1/400][1/1251]\tlr: 1.080e-06, eta: 15:29:54, time: 0.112, data_time: 0.024, "
-            "loss 6.5000e+00 (6.7039e+00), acc1 100.000 (50.000), acc5 100.000 (50.391)",
+            "loss 6.5000e+00 (6.7039e+00), acc1 100.000 (50.000), acc5 100.000 (50.391), "
+            "images/s: 574.0, data_wait: 21%",
         ]
+
+    def test_what_else_a_step_reports_stands_behind_the_accuracies_in_the_same_form(self, capsys):
+        setup_logger()
+        trainer, hook = run_of(2, 1), LogHook(interval=1)
+        hook.run_begin(trainer)
+        hook.train_epoch_begin(trainer)
+        finish_iteration(trainer, hook, loss=2.0, acc1=0.0, acc5=0.0, grad_norm=1.5)
+        finish_iteration(trainer, hook, loss=2.0, acc1=0.0, acc5=0.0, grad_norm=12.25)
+        assert ", acc5  0.000 ( 0.000), grad_norm 12.250 ( 6.875), images/s: " in messages(capsys)[-1]
 
     @pytest.mark.parametrize(("by_epoch", "place"), [(True, "Epoch [2/3][0/2]\tlr: "), (False, "Iter [3/6]\tlr: ")])
     def test_it_counts_by_epoch_or_by_iteration(self, by_epoch, place, capsys):
@@ -204,19 +218,66 @@ class TestLogHook:
             finish_iteration(trainer, hook, loss=1.0)
         assert [re.findall(r"time: ([\d.]+)", line) for line in messages(capsys)] == [["2.000", "1.000"]] * 2
 
+    def test_the_time_of_a_checkpoint_within_an_epoch_does_not_count(self, monkeypatch, capsys):
+        """Nor does anything else around which the trainer stands `aside`."""
+        setup_logger()
+        monkeypatch.setattr(log_hook, "time", clock(0, 1, 2, 1003, 1004))
+        records = []
+        trainer, hook = run_of(2, 1, records), LogHook(interval=1)
+        hook.run_begin(trainer)
+        hook.train_epoch_begin(trainer)
+        finish_iteration(trainer, hook, loss=1.0)
+        trainer.seconds_aside += 1000
+        finish_iteration(trainer, hook, loss=1.0)
+        assert [re.findall(r"time: ([\d.]+)", line) for line in messages(capsys)] == [["2.000", "1.000"]] * 2
+        assert [(line["images_per_sec"], line["data_wait"]) for _, line in records] == [(32.0, 0.5)] * 2
+
+    def test_a_checkpoint_by_iteration_slows_no_line(self, tmp_path, monkeypatch):
+        save = Trainer.save_checkpoint
+        monkeypatch.setattr(Trainer, "save_checkpoint", lambda *arguments: time.sleep(0.3) or save(*arguments))
+        trainer = tiny_trainer(tmp_path, "epochs=1", "checkpoint={name: CheckpointHook, by_epoch: false, interval: 2}")
+        trainer.train()
+        lines = [line for line in trainer.log.read() if line["mode"] == "train"]
+        assert trainer.seconds_aside > 0.9
+        assert 6 * lines[-1]["time"] < lines[-1]["elapsed"] - 0.6  # two of the three lie before the last line
+
+    def test_a_smaller_last_batch_counts_as_what_it_is(self, monkeypatch):
+        monkeypatch.setattr(log_hook, "time", clock(0, 0, 1, 1, 2, 10, 10, 11))
+        records = []
+        trainer, hook = run_of(2, 2, records), LogHook(interval=1)
+        hook.run_begin(trainer)
+        for samples in ((64, 10), (64,)):
+            hook.train_epoch_begin(trainer)
+            for number in samples:
+                finish_iteration(trainer, hook, samples=number, loss=1.0)
+        assert [line["images_per_sec"] for _, line in records] == [64.0, 37.0, 64.0]
+
+    def test_a_run_that_is_resumed_within_an_epoch_counts_what_it_does_itself(self, monkeypatch, capsys):
+        setup_logger()
+        monkeypatch.setattr(log_hook, "time", clock(5, 5, 7))
+        trainer, hook = run_of(10, 3), LogHook(interval=1)
+        trainer.state.epoch, trainer.state.iter, trainer.state.samples = 1, 14, 14 * 64
+        hook.run_begin(trainer)
+        hook.train_epoch_begin(trainer)
+        finish_iteration(trainer, hook, loss=1.0)
+        line = messages(capsys)[0]
+        assert line.startswith("Epoch [2/3][4/10]\t") and "eta: 0:00:30, time: 2.000" in line  # 15 of 30 are left
+        assert "images/s: 32.0, data_wait: 0%" in line
+
     def test_its_json_lines_hold_the_same_numbers(self, tmp_path, capsys):
         tiny_run(tmp_path, "epochs=1", "log_config.interval=5")
         lines = [line for line in json_lines(tmp_path / "out") if line["mode"] == "train"]
         assert [(line["epoch"], line["iter"]) for line in lines] == [(0, 1), (0, 6)]
         assert [line["lr"] for line in lines] == pytest.approx([0.001, 0.001 + 0.019 * 5 / 6])  # of the step itself
-        printed = re.findall(r"lr: (\S+), .*, loss (\S+) .*, acc1 +(\S+) ", capsys.readouterr().out)
+        output = capsys.readouterr().out
+        printed = re.findall(r"lr: (\S+), .*, loss (\S+) .*, acc1 +(\S+) ", output)
         assert printed == [(f"{v['lr']:.3e}", f"{v['loss']:.4e}", f"{v['acc1']:.3f}") for v in lines]
-
-    def test_every_json_line_has_a_time(self, tmp_path):
-        tiny_run(tmp_path, "epochs=1")
-        for text in (tmp_path / "out" / "log.jsonl").read_text().splitlines():
-            line = json.loads(text)
-            assert line["mode"] == "val" or line["time"] > 0
+        speeds = [line for line in JsonLog(tmp_path / "out" / "log.jsonl").read() if line["mode"] == "train"]
+        assert re.findall(r", time: (\S+), data_time: (\S+), .*, images/s: (\S+), data_wait: (\S+), ", output) == [
+            (f"{v['time']:.3f}", f"{v['data_time']:.3f}", f"{v['images_per_sec']:.1f}", f"{v['data_wait']:.0%}")
+            for v in speeds
+        ]
+        assert re.findall(r", memory: ([\d.]+)G\n", output) == [f"{v['memory'] / 2**30:.1f}" for v in speeds]
 
 
 class TestEvaluateHook:
@@ -237,7 +298,7 @@ class Run:
     def __init__(self, folder, accuracies, iters_per_epoch=3):
         self.output_dir, self.accuracies, self.iters_per_epoch = folder, accuracies, iters_per_epoch
         self.epochs, self.state, self.saved = len(accuracies), TrainState(), []
-        self.link_checkpoint = link_checkpoint
+        self.link_checkpoint, self.aside = link_checkpoint, contextlib.nullcontext
 
     def save_checkpoint(self, path, save_optimizer):
         self.saved.append((path.name, save_optimizer))

@@ -1,10 +1,14 @@
 """Choosing a device, and saying why one cannot be had."""
 
+import re
+from pathlib import Path
+
+import numpy as np
 import paddle
 import pytest
 
 from passl_xcit.utils import device
-from passl_xcit.utils.device import available_kinds, current_place, has_sync_batch_norm, select_device
+from passl_xcit.utils.device import available_kinds, current_place, has_sync_batch_norm, peak_memory, select_device
 from passl_xcit.utils.errors import ConfigError
 
 without_gpu = pytest.mark.skipif("gpu" in available_kinds(), reason="needs a Paddle without GPU")
@@ -72,3 +76,22 @@ def test_an_index_that_paddle_refuses_is_refused_in_one_line():
 def test_only_gpus_have_sync_batch_norm(monkeypatch, current, has):
     monkeypatch.setattr(paddle, "get_device", lambda: current)
     assert has_sync_batch_norm() is has
+
+
+class TestPeakMemory:
+    @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+    def test_of_a_cpu_it_is_the_processes_in_bytes(self):
+        block = np.ones(peak_memory() // 4, "uint8")
+        kernel = int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text()).group(1)) * 1024
+        del block
+        assert peak_memory() == pytest.approx(kernel, rel=0.02)
+
+    def test_of_another_device_it_is_its_tensors(self, monkeypatch):
+        monkeypatch.setattr(paddle, "get_device", lambda: "npu:3")
+        monkeypatch.setattr(paddle.device, "max_memory_allocated", {"npu:3": 7 * 2**30}.get, raising=False)
+        assert peak_memory() == 7 * 2**30
+
+    @without_gpu
+    def test_where_paddle_cannot_tell_it_there_is_none(self, monkeypatch):
+        monkeypatch.setattr(paddle, "get_device", lambda: "npu:0")
+        assert peak_memory() is None

@@ -1,6 +1,8 @@
 """PASSL's log lines, and meters that print as PASSL's do."""
 
+import errno
 import logging
+import os
 import re
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from passl_xcit.utils.logger import TRAINER, AverageMeter, get_logger, log_to_folder, setup_logger
+from passl_xcit.utils.logger import TRAINER, AverageMeter, JsonLog, get_logger, log_to_folder, setup_logger
 
 TIME = r"\[\d\d/\d\d \d\d:\d\d:\d\d\]"
 
@@ -130,3 +132,88 @@ def test_a_meter_takes_tensors_of_one_element(tensor):
     meter.update(tensor)
     assert (meter.value, meter.average) == (2.0, 2.0)
     assert type(meter.value) is type(meter.average) is float
+
+
+class TestJsonLog:
+    @given(entries=st.lists(st.dictionaries(st.text(), st.one_of(st.text(), st.integers(), st.booleans()))))
+    def test_what_was_appended_is_read_in_its_order(self, entries, tmp_path_factory):
+        log = JsonLog(tmp_path_factory.mktemp("run") / "log.jsonl")
+        for entry in entries:
+            log.append(entry)
+        assert log.read() == entries
+
+    @given(cut=st.integers(0, 93))
+    def test_of_a_line_that_a_kill_cut_off_only_that_line_is_lost(self, cut, tmp_path_factory):
+        log = JsonLog(tmp_path_factory.mktemp("run") / "log.jsonl")
+        for number in range(3):
+            log.append({"number": number, "é": "ü\n"})
+        text = log.path.read_bytes()
+        log.path.write_bytes(text[:cut])
+        whole = sum(end <= cut for end, byte in enumerate(text, 1) if byte == ord("}"))
+        JsonLog(log.path).append({"number": 9})
+        assert [entry["number"] for entry in log.read()] == [*range(whole), 9]
+        assert log.path.read_bytes().endswith(b'\n{"number": 9}\n' if cut else b'{"number": 9}\n')
+
+    def test_a_file_that_is_not_there_has_no_entries(self, tmp_path):
+        assert JsonLog(tmp_path / "log.jsonl").read() == []
+
+    def test_lines_that_are_no_objects_are_left_out(self, tmp_path):
+        (tmp_path / "log.jsonl").write_bytes(b'{"a": 1}\n\xff\xfe\n17\n\n{"b": NaN\n{"c": 3}')
+        assert JsonLog(tmp_path / "log.jsonl").read() == [{"a": 1}, {"c": 3}]
+
+    def test_a_number_that_is_not_finite_is_null(self, tmp_path):
+        JsonLog(tmp_path / "log.jsonl").append({"a": float("nan"), "b": -float("inf"), "c": 1.5})
+        assert (tmp_path / "log.jsonl").read_text() == '{"a": null, "b": null, "c": 1.5}\n'
+
+
+class FullDisk:
+    """A file on a disk that has no space left, until it has."""
+
+    def __init__(self, path):
+        self.name, self.full, self.lines = str(path), True, []
+
+    def write(self, text):
+        if self.full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.lines.append(text)
+
+    def flush(self):
+        pass
+
+    close = flush
+
+
+class TestALogThatCannotBeWritten:
+    def test_says_so_once_and_goes_on_when_there_is_space_again(self, tmp_path, capsys):
+        setup_logger()
+        log_to_folder(tmp_path)
+        handler = get_logger().handlers[-1]
+        handler.stream.close()
+        disk = handler.stream = FullDisk(tmp_path / "log.txt")
+        for number in range(3):
+            get_logger().info(f"line {number}")
+        disk.full = False
+        get_logger().info("line 3")
+        output, errors = capsys.readouterr()
+        assert errors == (
+            f"warning: {tmp_path}/log.txt: No space left on device: lines of this log are lost, the run goes on\n"
+        )
+        assert output.count("INFO: line") == 4  # the screen has them all
+        assert [line.split("INFO: ")[1] for line in disk.lines] == ["line 3\n"]
+
+    def test_of_json_lines_neither_ends_anything(self, tmp_path, capsys):
+        log = JsonLog(tmp_path / "gone" / "log.jsonl")
+        log.append({"a": 1})
+        log.append({"a": 2})
+        (tmp_path / "gone").mkdir()
+        log.append({"a": 3})
+        output, errors = capsys.readouterr()
+        assert errors.splitlines() == [
+            f"warning: {log.path}: No such file or directory: lines of this log are lost, the run goes on"
+        ]
+        assert log.read() == [{"a": 3}]
+
+    def test_a_mistake_in_a_call_still_shows_its_traceback(self, capsys):
+        setup_logger()
+        get_logger().info("%d", "no number")
+        assert "--- Logging error ---" in capsys.readouterr().err
