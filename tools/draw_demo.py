@@ -4,7 +4,6 @@ python tools/draw_demo.py -c CONFIG --load WEIGHTS --log LOG.jsonl --output PICT
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -47,18 +46,6 @@ def predict_first(config_file, weights, count):
     return [dataset.load(i) for i in chosen], dataset.labels[chosen].tolist(), predicted, dataset.class_names
 
 
-def read_curves(path):
-    """{(mode, name): (epochs, values)} of a log.jsonl, each epoch's training values averaged."""
-    curves = {}
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        mode, epoch = record["mode"], record["epoch"] + (record["mode"] == "train")
-        for name in ("loss", "acc1"):
-            if name in record:
-                curves.setdefault((mode, name), {}).setdefault(epoch, []).append(record[name])
-    return {key: (list(by), [sum(v) / len(v) for v in by.values()]) for key, by in curves.items()}
-
-
 def draw(images, labels, predicted, names, curves, output):
     import matplotlib
 
@@ -73,11 +60,12 @@ def draw(images, labels, predicted, names, curves, output):
         title = names[guess] if guess == label else f"{names[guess]}?\n{names[label]}!"
         axis.set_title(title, fontsize=7, color=RIGHT if guess == label else WRONG)
     top, bottom = right.subplots(2, 1, sharex=True)
-    top.plot(*curves["val", "acc1"], color=RIGHT)
+    accuracies, losses = curves["val", "acc1"], curves["train", "loss"]
+    top.plot(accuracies.keys(), accuracies.values(), color=RIGHT)
     top.set_ylabel("test accuracy, %")
-    best = max(curves["val", "acc1"][1])
-    top.set_title(f"best {best:.2f}, last {curves['val', 'acc1'][1][-1]:.2f}", fontsize=9)
-    bottom.plot(*curves["train", "loss"], color="#0969da")
+    best, last = max(accuracies.values()), accuracies[max(accuracies)]
+    top.set_title(f"best {best:.2f}, last {last:.2f}", fontsize=9)
+    bottom.plot(losses.keys(), losses.values(), color="#0969da")
     bottom.set_ylabel("training loss")
     bottom.set_xlabel("epoch")
     figure.savefig(output, dpi=110)
@@ -86,6 +74,8 @@ def draw(images, labels, predicted, names, curves, output):
 def main(argv=None):
     args = parse_args(argv)
     prepare_cpu()
+    from passl_xcit.engine.curves import read_curves
+
     draw(*predict_first(args.config_file, args.load, ROWS * COLUMNS), read_curves(args.log), args.output)
 
 

@@ -205,11 +205,18 @@ def build_trainer(cfg, model):
 def build_schedule(cfg, train_loader):
     """The schedule of `cfg`; prints the images a step, and how they scale the learning rate."""
     node, batch_size = cfg["lr_scheduler"], train_loader.batch_sampler.batch_size
-    base = node.get("base_batch_size")
-    runtime = {"iters_per_epoch": max(1, len(train_loader)), "global_batch_size": batch_size * world_size()}
-    schedule = LR_SCHEDULERS.build(_with_inner_base(node, base, "lr_scheduler"), "lr_scheduler", **runtime)
-    _log_global_batch(batch_size, base, node.get("end_lr", node.get("learning_rate")))
+    schedule = schedule_of(cfg, max(1, len(train_loader)), batch_size * world_size())
+    _log_global_batch(batch_size, node.get("base_batch_size"), node.get("end_lr", node.get("learning_rate")))
     return schedule
+
+
+def schedule_of(cfg, iters_per_epoch, global_batch_size):
+    """The schedule of `cfg` for epochs of so many steps, with so many images a step; needs no data."""
+    node = cfg["lr_scheduler"]
+    node = _with_inner_base(node, node.get("base_batch_size"), "lr_scheduler")
+    runtime = {"iters_per_epoch": iters_per_epoch, "global_batch_size": global_batch_size}
+    with cfg.errors_name_files():
+        return LR_SCHEDULERS.build(node, "lr_scheduler", **runtime)
 
 
 def _with_inner_base(node, base, path):

@@ -1,0 +1,141 @@
+"""What the logs of several trainings say, and what a schedule would do, as numbers and as pictures."""
+
+import json
+import statistics
+from pathlib import Path
+
+from passl_xcit.engine import builder
+from passl_xcit.utils.errors import ConfigError, DataError
+
+PANELS = {("val", "acc1"): "validation accuracy, %", ("train", "loss"): "training loss"}
+
+
+def read_curves(path):
+    """{(mode, name): {epoch: value}} of a log.jsonl, epochs counted from 1.
+
+    `mode` is "train" or "val", `name` "loss", "acc1" and so on. An epoch's training values are averaged; of several
+    evaluations of an epoch, which a resumed run may have, the last one counts.
+
+    Raises:
+        DataError: for a file that cannot be read, with file:line for a line that is not one of a log.
+    """
+    values = {}
+    for number, line in enumerate(_lines(path), 1):
+        try:
+            record = json.loads(line)
+            mode, epoch = record["mode"], record["epoch"] + (record["mode"] == "train")
+            numbers = {name: float(value) for name, value in record.items() if isinstance(value, (int, float))}
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise DataError(f"{path}:{number}: not a line of a training's log.jsonl: {line[:80]!r}") from error
+        for name in numbers.keys() - {"epoch", "iter"}:
+            values.setdefault((mode, name), {}).setdefault(epoch, []).append(numbers[name])
+    return {key: {epoch: _of_epoch(key, found) for epoch, found in by.items()} for key, by in values.items()}
+
+
+def _lines(path):
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not a text file'}") from error
+
+
+def _of_epoch(key, found):
+    return found[-1] if key[0] == "val" else statistics.fmean(found)
+
+
+def read_runs(texts):
+    """{name: [curves of a run, ...]} of texts `NAME=FOLDER`, in their order; a name may have several folders.
+
+    Raises:
+        ConfigError: for another text.
+        DataError: see `read_curves`; and for a run that never was evaluated.
+    """
+    runs = {}
+    for text in texts:
+        name, equals, folder = text.partition("=")
+        if not (name and equals and folder):
+            raise ConfigError(f"{text}: expected NAME=FOLDER, such as student=outputs/student_0")
+        path = Path(folder) / "log.jsonl" if Path(folder).is_dir() else Path(folder)
+        curves = read_curves(path)
+        missing = [" ".join(key) for key in PANELS if key not in curves]
+        if missing:
+            raise DataError(f"{path}: holds no {missing[0]}; is the training's first epoch not over?")
+        runs.setdefault(name, []).append(curves)
+    return runs
+
+
+def mean_and_spread(runs, key):
+    """(epochs, means, spreads) of one curve over `runs`, a list of what `read_curves` returns.
+
+    The spread is the sample standard deviation, 0 for one run. Epochs that only some of the runs have are left out.
+    """
+    epochs = sorted(set.intersection(*[set(run[key]) for run in runs]))
+    values = [[run[key][epoch] for run in runs] for epoch in epochs]
+    spreads = [statistics.stdev(of_epoch) if len(runs) > 1 else 0.0 for of_epoch in values]
+    return epochs, [statistics.fmean(of_epoch) for of_epoch in values], spreads
+
+
+def draw_runs(runs, output):
+    """Draw validation accuracy and training loss of `read_runs` against epochs: the mean, and a band of the spread."""
+    figure, axes = _figure(columns=len(PANELS))
+    for axis, (key, label) in zip(axes, PANELS.items()):
+        for name, curves in runs.items():
+            epochs, means, spreads = mean_and_spread(curves, key)
+            (line,) = axis.plot(epochs, means, marker=".", label=_legend(name, curves))
+            low, high = ([mean + sign * spread for mean, spread in zip(means, spreads)] for sign in (-1, 1))
+            axis.fill_between(epochs, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+        axis.set_xlabel("epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.set_ylabel(label)
+        axis.grid(alpha=0.3)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(runs))
+    _save(figure, output)
+
+
+def _legend(name, curves):
+    return f"{name} ({len(curves)} runs)" if len(curves) > 1 else name
+
+
+def learning_rates(cfg, iters_per_epoch, processes=1):
+    """(epochs, learning rates) of every step of a training with the config `cfg`, without model or data.
+
+    Args:
+        iters_per_epoch: steps an epoch, which only the data know.
+        processes: by how many the batch size of the config is multiplied, where the schedule scales with it.
+    """
+    builder.check_config(cfg, training=True)
+    batch_size = cfg["dataloader"]["train"]["sampler"].get("batch_size", 1)
+    schedule = builder.schedule_of(cfg, iters_per_epoch, batch_size * processes)
+    rates = []
+    for _ in range(cfg["epochs"] * iters_per_epoch):
+        rates.append(schedule())
+        schedule.step()
+    return [step / iters_per_epoch for step in range(len(rates))], rates
+
+
+def draw_schedules(schedules, output):
+    """Draw {name: (epochs, learning rates)} against epochs."""
+    figure, (axis,) = _figure(columns=1)
+    for name, (epochs, rates) in schedules.items():
+        axis.plot(epochs, rates, label=f"{name}: highest {max(rates):.3g}, last {rates[-1]:.3g}")
+    axis.set_xlabel("epoch")
+    axis.set_ylabel("learning rate")
+    axis.grid(alpha=0.3)
+    figure.legend(loc="outside upper left", fontsize="small")
+    _save(figure, output)
+
+
+def _figure(columns):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5 * columns, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)  # draws without a screen, whatever pyplot is set to
+    return figure, figure.subplots(1, columns, squeeze=False)[0]
+
+
+def _save(figure, output):
+    try:
+        figure.savefig(output, dpi=100)
+    except (OSError, ValueError) as error:  # ValueError: a kind of picture that matplotlib does not write
+        raise ConfigError(f"--output {output}: {getattr(error, 'strerror', None) or error}") from error
