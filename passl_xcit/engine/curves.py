@@ -1,46 +1,39 @@
 """What the logs of several trainings say, and what a schedule would do, as numbers and as pictures."""
 
-import json
 import statistics
 from pathlib import Path
 
 from passl_xcit.engine import builder
 from passl_xcit.utils.errors import ConfigError, DataError
+from passl_xcit.utils.logger import JsonLog
 
 PANELS = {("val", "acc1"): "validation accuracy, %", ("train", "loss"): "training loss"}
 
 
 def read_curves(path):
-    """{(mode, name): {epoch: value}} of a log.jsonl, epochs counted from 1.
+    """{(mode, name): {epoch: value}} of a log.jsonl (docs/training.md), epochs counted from 1.
 
-    `mode` is "train" or "val", `name` "loss", "acc1" and so on. An epoch's training values are averaged; of several
-    evaluations of an epoch, which a resumed run may have, the last one counts.
+    `mode` is "train" or "val", `name` "loss", "acc1" and so on. An epoch's training values are averaged. Of two lines
+    of an iteration, which a run that was killed and resumed may have, the later one counts.
 
     Raises:
-        DataError: for a file that cannot be read, with file:line for a line that is not one of a log.
+        DataError: for a file that cannot be read.
     """
-    values = {}
-    for number, line in enumerate(_lines(path), 1):
-        try:
-            record = json.loads(line)
-            mode, epoch = record["mode"], record["epoch"] + (record["mode"] == "train")
-            numbers = {name: float(value) for name, value in record.items() if isinstance(value, (int, float))}
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise DataError(f"{path}:{number}: not a line of a training's log.jsonl: {line[:80]!r}") from error
-        for name in numbers.keys() - {"epoch", "iter"}:
-            values.setdefault((mode, name), {}).setdefault(epoch, []).append(numbers[name])
-    return {key: {epoch: _of_epoch(key, found) for epoch, found in by.items()} for key, by in values.items()}
-
-
-def _lines(path):
     try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not a text file'}") from error
+        entries = JsonLog(path).read()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    newest = {(entry["mode"], entry["iter"]): entry for entry in entries if _is_line(entry)}
+    values = {}
+    for (mode, _), entry in newest.items():
+        epoch = entry["epoch"] + (mode == "train")  # a training line counts finished epochs
+        for name in [name for name, value in entry.items() if isinstance(value, (int, float))]:
+            values.setdefault((mode, name), {}).setdefault(epoch, []).append(entry[name])
+    return {key: {epoch: statistics.fmean(found) for epoch, found in by.items()} for key, by in values.items()}
 
 
-def _of_epoch(key, found):
-    return found[-1] if key[0] == "val" else statistics.fmean(found)
+def _is_line(entry):
+    return entry.get("mode") in ("train", "val") and all(type(entry.get(key)) is int for key in ("epoch", "iter"))
 
 
 def read_runs(texts):
@@ -59,7 +52,7 @@ def read_runs(texts):
         curves = read_curves(path)
         missing = [" ".join(key) for key in PANELS if key not in curves]
         if missing:
-            raise DataError(f"{path}: holds no {missing[0]}; is the training's first epoch not over?")
+            raise DataError(f"{path}: no such log, or no {missing[0]} in it: is the training's first epoch over?")
         runs.setdefault(name, []).append(curves)
     return runs
 

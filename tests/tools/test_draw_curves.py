@@ -26,11 +26,12 @@ ACC, LOSS = ("val", "acc1"), ("train", "loss")
 
 
 def write_log(folder, accuracies, losses=(2.0, 1.0)):
-    """A log of one line of training for each of `losses` and one of validation an epoch."""
+    """A log whose every epoch has two lines of training, with these losses, and one of validation."""
     folder.mkdir()
     lines = []
     for epoch, accuracy in enumerate(accuracies):
-        lines += [{"mode": "train", "epoch": epoch, "iter": 2 * epoch + 1, "loss": loss} for loss in losses]
+        for place, loss in enumerate(losses, 1):
+            lines.append({"mode": "train", "epoch": epoch, "iter": 2 * epoch + place, "loss": loss})
         lines.append({"mode": "val", "epoch": epoch + 1, "iter": 2 * epoch + 2, "acc1": accuracy, "acc5": 100.0})
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
@@ -49,13 +50,20 @@ def test_a_training_s_own_log_is_read(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     first = [line["loss"] for line in lines if line["mode"] == "train" and line["epoch"] == 0]
     assert len(first) == 6 and curves[LOSS][1] == pytest.approx(sum(first) / 6)
-    assert curves[ACC][2] == lines[-1]["acc1"]
+    assert curves[ACC][2] == [line["acc1"] for line in lines if line["mode"] == "val"][-1]
 
 
-def test_of_two_evaluations_of_an_epoch_the_last_counts(tmp_path):
+def test_what_a_killed_run_did_again_counts_once(tmp_path):
     path = write_log(tmp_path / "run", [10.0, 20.0]) / "log.jsonl"
-    path.write_text(path.read_text() + json.dumps({"mode": "val", "epoch": 2, "iter": 4, "acc1": 21.5}) + "\n")
-    assert read_curves(path)[ACC] == {1: 10.0, 2: 21.5}
+    again = [
+        {"mode": "train", "epoch": 1, "iter": 3, "loss": 0.5},
+        {"mode": "val", "epoch": 2, "iter": 4, "acc1": 21.5},
+    ]
+    others = ['{"mode": "va', '{"mode": "val"}', '{"mode": "val", "epoch": [], "iter": {}}', "3"]
+    path.write_text("\n".join([path.read_text(), *others, *map(json.dumps, again)]))
+    curves = read_curves(path)
+    assert curves[ACC] == {1: 10.0, 2: 21.5}
+    assert curves[LOSS] == {1: 1.5, 2: 0.75}  # 2.0 became 0.5
 
 
 def test_runs_of_one_name_are_gathered(tmp_path):
@@ -87,9 +95,7 @@ def test_runs_become_a_picture(tmp_path):
 @pytest.mark.slow
 def test_a_mistake_is_one_line_and_an_exit_code(tmp_path):
     process = start("a=nowhere", "--output", tmp_path / "x.png", before=(TOOL,))
-    assert (
-        process.communicate()[1].strip().splitlines()[-1] == "error: nowhere: cannot be read: No such file or directory"
-    )
+    assert process.communicate()[1].splitlines()[-1].startswith("error: nowhere: no such log")
     assert process.returncode == 1
 
 
@@ -116,32 +122,14 @@ def test_a_schedule_scales_with_the_images_a_step(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{half", "not a line of a training's log.jsonl: '{half'"),
-        ("3", "not a line"),
-        ('{"mode": "val"}', "not a line"),
-        ('{"mode": "val", "epoch": "a"}', "not a line"),
-        ('{"mode": "train", "epoch": "a"}', "not a line"),
-        ("[" * 5000, "not a line"),
-    ],
-)
-def test_a_line_that_is_none_of_a_log_is_named(tmp_path, line, message):
-    path = write_log(tmp_path / "run", [10.0]) / "log.jsonl"
-    path.write_text(path.read_text() + line)
-    with pytest.raises(DataError, match=rf"log.jsonl:4: {message}"):
-        read_curves(path)
-
-
-@pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
         ([], ConfigError, "give runs as NAME=FOLDER, or configs with --schedule"),
         (["a=RUN", "--schedule", "CONFIG"], ConfigError, "give runs as NAME=FOLDER, or configs"),
         (["RUN"], ConfigError, "expected NAME=FOLDER, such as student=outputs/student_0"),
         (["=RUN"], ConfigError, "expected NAME=FOLDER"),
-        (["a=nowhere"], DataError, "nowhere: cannot be read: No such file"),
-        (["a=EMPTY"], DataError, "log.jsonl: holds no val acc1; is the training's first epoch not over?"),
+        (["a=nowhere"], DataError, "nowhere: no such log, or no val acc1 in it"),
+        (["a=EMPTY"], DataError, "log.jsonl: no such log, or no val acc1 in it: is the training's first epoch over?"),
         (["--schedule", "CONFIG", "--iters_per_epoch", "0"], ConfigError, "must be at least 1"),
         (["--schedule", "CONFIG", "-o", "lr_scheduler.T_maxx=1"], ConfigError, "tiny.yaml|T_maxx"),
         (["--schedule", "CONFIG", "-o", "epochs=null"], ConfigError, "'epochs' is needed to train"),
