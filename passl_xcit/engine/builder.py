@@ -214,7 +214,7 @@ def schedule_of(cfg, iters_per_epoch, global_batch_size):
     """The schedule of `cfg` for epochs of so many steps, with so many images a step; needs no data."""
     node = cfg["lr_scheduler"]
     node = _with_inner_base(node, node.get("base_batch_size"), "lr_scheduler")
-    runtime = {"iters_per_epoch": iters_per_epoch, "global_batch_size": global_batch_size}
+    runtime = {"iters_per_epoch": iters_per_epoch, "global_batch_size": global_batch_size, "epochs": cfg["epochs"]}
     with cfg.errors_name_files():
         return LR_SCHEDULERS.build(node, "lr_scheduler", **runtime)
 

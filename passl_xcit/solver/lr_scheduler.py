@@ -90,7 +90,8 @@ class TimmCosine(_EpochSchedule):
     (timm/scheduler/cosine_lr.py; PASSL's begins anew there).
 
     Args:
-        learning_rate, eta_min, T_max: from where to where, in how many epochs.
+        learning_rate, eta_min: from where to where.
+        T_max: in how many epochs; by default those of the run.
         warmup_epoch, warmup_start_lr: how many epochs of warm-up, and what they start from.
         decay_unit: `epoch`: t is the number of finished epochs. `step`: t grows with every iteration.
         epoch_late: t is one epoch less, but not below 0. The training loop of facebookresearch/xcit steps its schedule
@@ -105,7 +106,7 @@ class TimmCosine(_EpochSchedule):
     def __init__(
         self,
         learning_rate: float,
-        T_max: int,
+        T_max: Optional[int] = None,
         eta_min: float = 0.0,
         warmup_epoch: int = 0,
         warmup_start_lr: float = 0.0,
@@ -114,7 +115,9 @@ class TimmCosine(_EpochSchedule):
         base_batch_size: Optional[int] = None,
         iters_per_epoch: int = 1,
         global_batch_size: int = 1,
+        epochs: int = 1,
     ):
+        T_max = epochs if T_max is None else T_max
         _at_least(1, T_max=T_max)
         _at_least(0, warmup_epoch=warmup_epoch, eta_min=eta_min, warmup_start_lr=warmup_start_lr)
         if decay_unit not in self.UNITS:
@@ -211,6 +214,7 @@ def _not_above(rate, given, **lower):
 
 
 _RUNTIME = ("iters_per_epoch", "global_batch_size")
-for _schedule in (CosineAnnealingDecay, MultiStepDecay, TimmCosine, CosineDecay):
+for _schedule in (CosineAnnealingDecay, MultiStepDecay, CosineDecay):
     LR_SCHEDULERS.register(_schedule, runtime=_RUNTIME)
+LR_SCHEDULERS.register(TimmCosine, runtime=(*_RUNTIME, "epochs"))
 LR_SCHEDULERS.register(LinearWarmup, nodes={"learning_rate": LR_SCHEDULERS}, runtime=_RUNTIME)

@@ -234,3 +234,12 @@ class TestBuildTrainer:
         key = "lr_scheduler.learning_rate.base_batch_size"
         with pytest.raises(ConfigError, match=f"-o {key}=4: {key}: belongs to the outermost schedule"):
             tiny_trainer(tmp_path, f"{key}=4")
+
+    def test_timms_cosine_lasts_as_long_as_the_run_unless_told_otherwise(self, tmp_path):
+        """Two epochs of 6 iterations: half way down after one, down after two."""
+        cfg = tiny_config(tmp_path, "lr_scheduler={name: TimmCosine, learning_rate: 0.02, decay_unit: step}")
+        schedule = builder.build_schedule(cfg, builder.build_loader(cfg, "train", 3))
+        schedule.step(6)
+        assert schedule() == pytest.approx(0.01)
+        schedule.step(12)
+        assert schedule() == pytest.approx(0, abs=1e-12)
