@@ -20,8 +20,17 @@ from passl_xcit.datasets.dataloader import ImageLoader
 from passl_xcit.datasets.dataset import check_labels
 from passl_xcit.datasets.sampler import DistributedBatchSampler  # noqa: F401
 from passl_xcit.engine.evaluator import Evaluator
+from passl_xcit.engine.gradients import NonFiniteGuard
+from passl_xcit.engine.mixed_precision import AutoCast, MixedPrecision, float32, warn_of_cpu
 from passl_xcit.engine.trainer import Trainer, with_sync_batch_norm
-from passl_xcit.hooks import checkpoint_hook, evaluate_hook, log_hook, visual_hook  # noqa: F401
+from passl_xcit.hooks import (  # noqa: F401
+    checkpoint_hook,
+    early_stop_hook,
+    ema_hook,
+    evaluate_hook,
+    log_hook,
+    visual_hook,
+)
 from passl_xcit.modeling import factory
 from passl_xcit.solver import lr_scheduler, optimizer  # noqa: F401
 from passl_xcit.utils.dist import rank, world_size
@@ -40,6 +49,9 @@ class Section:
 
     def check(self, node, path):
         self.schema.check(node, path, self.label)
+
+    def build(self, node, path, **runtime):
+        return self.schema.build(node, path, runtime)
 
 
 @dataclass
@@ -78,6 +90,10 @@ class Experiment:
     log_config: Optional[dict] = None
     checkpoint: Optional[dict] = None
     custom_config: Optional[Sequence[dict]] = None
+    accum_steps: int = 1
+    use_amp: bool = False
+    AMP: Optional[dict] = None
+    non_finite: Optional[dict] = None
     is_train: Any = None
     timestamp: Any = None
 
@@ -85,6 +101,9 @@ class Experiment:
 LOADER = Section("loader", ImageLoader, runtime=("dataset", "batch_sampler"))
 SPLIT = Section("dataloader", Split, nodes={"dataset": DATASETS, "sampler": SAMPLERS, "loader": LOADER})
 LOADERS = Section("dataloader", Loaders, nodes={"train": SPLIT, "val": SPLIT})
+AUTO_CAST = Section("auto_cast", AutoCast)
+PRECISION = Section("AMP", MixedPrecision, nodes={"auto_cast": AUTO_CAST})
+GUARD = Section("non_finite", NonFiniteGuard)
 EXPERIMENT = Section(
     "the config",
     Experiment,
@@ -96,6 +115,8 @@ EXPERIMENT = Section(
         "log_config": HOOKS,
         "checkpoint": HOOKS,
         "custom_config": HOOKS,
+        "AMP": PRECISION,
+        "non_finite": GUARD,
     },
 )
 NEEDED_TO_TRAIN = ("epochs", "lr_scheduler", "optimizer", "dataloader.train")
@@ -112,6 +133,8 @@ def check_config(cfg, training):
             _need(cfg, path)
         if cfg.get("epochs") is not None and cfg["epochs"] < 1:
             raise ConfigError(f"must be at least 1, not {cfg['epochs']}", "epochs")
+        if cfg.get("accum_steps", 1) < 1:
+            raise ConfigError(f"must be at least 1, not {cfg['accum_steps']}", "accum_steps")
         if not 0 <= cfg.get("seed", 0) < 2**63:
             raise ConfigError(f"must lie in [0, 2**63), not {cfg['seed']}", "seed")
 
@@ -153,7 +176,7 @@ def build_loader(cfg, split, num_classes):
         position = {"length": len(dataset), "rank": rank(), "world_size": world_size()}
         sampler = SAMPLERS.build(node["sampler"], f"{path}.sampler", seed=seed, pad=split == "train", **position)
         runtime = {"dataset": dataset, "batch_sampler": sampler}
-        return LOADER.schema.build(_loader_node(node, path), f"{path}.loader", runtime)
+        return LOADER.build(_loader_node(node, path), f"{path}.loader", **runtime)
 
 
 def _loader_node(node, path):
@@ -185,6 +208,8 @@ def build_trainer(cfg, model):
             _need(cfg, "dataloader.val")
         schedule = build_schedule(cfg, train_loader)
         optimizer = OPTIMIZERS.build(cfg["optimizer"], "optimizer", learning_rate=schedule, model=model)
+        precision = _build_precision(cfg)
+        guard = GUARD.build(cfg.get("non_finite") or {}, "non_finite")
     evaluator = build_evaluator(cfg, model) if evaluates else None
     if evaluator:
         _check_same_classes(train_loader, evaluator)
@@ -197,8 +222,12 @@ def build_trainer(cfg, model):
         hooks=hooks,
         evaluator=evaluator,
         output_dir=cfg.get("output_dir", "outputs"),
+        checkpoint_dir=(cfg.get("checkpoint") or {}).get("out_dir"),
         seed=cfg.get("seed", 0),
-        settings={f"{key}_config": json.dumps(cfg[key], sort_keys=True) for key in ("lr_scheduler", "optimizer")},
+        accum_steps=cfg.get("accum_steps", 1),
+        precision=precision,
+        guard=guard,
+        settings=_settings(cfg, model, train_loader.dataset),
     )
 
 
@@ -236,6 +265,30 @@ def _log_global_batch(batch_size, base, learning_rate):
     if base is not None:
         text = f"learning rate {learning_rate:.3e} x {text} / {base} = {learning_rate * total / base:.3e}"
     logger.info(text)
+
+
+def _build_precision(cfg):
+    if not cfg.get("use_amp"):
+        return float32()
+    warn_of_cpu()
+    return PRECISION.build(cfg.get("AMP") or {}, "AMP")
+
+
+def _settings(cfg, model, dataset):
+    """JSON text: all that would make a resumed run differ from one that was not interrupted."""
+    train = cfg["dataloader"]["train"]["dataset"]
+    nodes = {
+        "lr_scheduler": cfg["lr_scheduler"],
+        "optimizer": cfg["optimizer"],
+        "model": {key: value for key, value in cfg["model"].items() if key != "pretrained_list"},
+        "transforms": [train.get("transforms"), train.get("batch_transforms")],
+        "accum_steps": cfg.get("accum_steps", 1),
+        "AMP": cfg.get("AMP") or {} if cfg.get("use_amp") else None,
+        "EMA": [node for node in cfg.get("custom_config") or [] if node["name"] == "EMAHook"],
+        "data": dataset.fingerprint(),
+        "teacher": factory.teacher_digest(model),
+    }
+    return json.dumps(nodes, sort_keys=True)
 
 
 def _check_same_classes(train_loader, evaluator):

@@ -4,6 +4,7 @@
 parameters' structured names, because Paddle's own names count every layer that the process ever built.
 """
 
+import json
 import os
 import re
 import shutil
@@ -15,31 +16,77 @@ import paddle
 from passl_xcit.modeling.checkpoint_formats import read_file, write_file
 from passl_xcit.modeling.state_dict import MATHS, state_dict_of
 from passl_xcit.modeling.weights import set_weights, switch_maths
-from passl_xcit.utils.errors import CheckpointError
+from passl_xcit.utils.errors import CheckpointError, TrainingError
 from passl_xcit.utils.logger import TRAINER, get_logger
+from passl_xcit.utils.registry import join
 
 logger = get_logger(TRAINER)
 
 LINKS = ("latest", "best")  # further names of numbered files
 STATE = ("optimizer", "lr_scheduler", "epoch", "iter", "samples", "best")
+EMA = "state_dict_ema"  # timm's name
+COUNTERS = ("skipped", "skipped_in_row", "returns")
+BEST_EMA = "best_ema.pdparams"  # a weight file, not a checkpoint
+MASTER = "master_weight"
 
 
 def save_checkpoint(path, trainer, save_optimizer=True):
-    """Write the state of `trainer` to `path`: the old file or the new one is there, whatever happens."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    """Write the state of `trainer` to `path`: the old file or the new one is there, whatever happens.
+
+    Raises:
+        TrainingError: a weight is not finite; nothing is written.
+        CheckpointError: the file cannot be written.
+    """
     state = trainer.state
     tree = {
-        "epoch": state.epoch,
-        "state_dict": {name: tensor.numpy() for name, tensor in trainer.model.state_dict().items()},
+        **_weight_file(trainer, trainer.weights()),
         "optimizer": optimizer_arrays(trainer.optimizer, trainer.model) if save_optimizer else None,
         "lr_scheduler": _plain(trainer.lr_scheduler.state_dict()) if save_optimizer else None,
         "iter": state.iter,
         "samples": state.samples,
         "best": dict(state.best),
-        "paddle": paddle.__version__,
-        MATHS: dict(trainer.model.backbone.maths),
+        "best_ema": dict(state.best_ema),
+        EMA: None if state.ema is None else _arrays(state.ema),
+        "scaler": _plain(trainer.precision.state_dict()),
+        **{name: getattr(state, name) for name in COUNTERS},
         **trainer.identity(),
     }
+    _write(path, tree)
+
+
+def save_ema(path, trainer):
+    """Write the moving average of the weights to `path`, as a weight file."""
+    _write(path, _weight_file(trainer, trainer.state.ema))
+
+
+def _weight_file(trainer, weights):
+    """The entries that evaluation and fine-tuning need."""
+    names = trainer.train_loader.dataset.class_names
+    return {
+        "epoch": trainer.state.epoch,
+        "state_dict": _arrays(weights),
+        "class_names": None if names is None else list(names),
+        "paddle": paddle.__version__,
+        MATHS: dict(trainer.model.backbone.maths),
+    }
+
+
+def _arrays(tensors):
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    broken = [name for name, array in arrays.items() if not np.isfinite(array).all()]
+    if broken:
+        raise TrainingError(
+            f"{len(broken)} weights are no longer finite, the first is {broken[0]}: they are not saved; try a smaller "
+            "learning rate, a longer warm-up or grad_clip"
+        )
+    return arrays
+
+
+def _write(path, tree):
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from error
     write_file(path, tree)
 
 
@@ -54,37 +101,100 @@ def resume(path, trainer):
     missing = [key for key in STATE if tree.get(key) is None]
     if missing:
         raise CheckpointError(f"{path}: no training state to resume ({', '.join(missing)}); --load takes its weights")
-    for key, value in trainer.identity().items():
-        if tree.get(key) != value:
-            raise CheckpointError(
-                f"{path}: was written with {key} {tree.get(key)}, this run has {value}: "
-                "resume with the settings it was started with, or start anew with --load"
-            )
+    _check_identity(tree, trainer.identity(), path)
     _check_state(tree, trainer.iters_per_epoch, path)
+    _set_arrays(trainer, tree, path)
+    trainer.lr_scheduler.set_state_dict(tree["lr_scheduler"])
+    for name in ("epoch", "iter", "samples", "best", "best_ema", *COUNTERS):
+        setattr(trainer.state, name, tree[name])
+    logger.info(f"Resume training from {path} success!")
+
+
+def go_back(folder, trainer):
+    """Give `trainer` weights, moments and averages of its newest checkpoint, but let it go on where it is.
+
+    Returns:
+        Whether there is one: an undamaged file of this run.
+    """
+    for path in checkpoints_in(folder):
+        try:
+            tree = read_file(path)
+        except CheckpointError as error:
+            logger.warning(f"{error}; trying the checkpoint before it")
+            continue
+        ours = all(tree.get(key) == value for key, value in trainer.identity().items())
+        if ours and tree["optimizer"] is not None and tree["iter"] <= trainer.state.iter:
+            _set_arrays(trainer, tree, path)
+            logger.warning(f"going on with the weights of {path}, behind the batches since")
+            return True
+    return False
+
+
+def _set_arrays(trainer, tree, path):
+    """What was learnt: weights, moments, moving average and loss scale."""
     arrays = state_dict_of(tree, str(path))
     set_weights(trainer.model, arrays, path)
     switch_maths(trainer.model, tree.get(MATHS), path)
     set_optimizer_arrays(trainer.optimizer, trainer.model, tree["optimizer"], path)
     set_weights(trainer.model, arrays, path)  # the step that made the optimizer's tensors may have decayed weights
-    trainer.lr_scheduler.set_state_dict(tree["lr_scheduler"])
-    state = trainer.state
-    state.epoch, state.iter, state.samples, state.best = tree["epoch"], tree["iter"], tree["samples"], tree["best"]
-    logger.info(f"Resume training from {path} success!")
+    if tree[EMA] is not None:
+        trainer.state.ema = _average(trainer.model, state_dict_of(tree, str(path), ema=True), path)
+    trainer.precision.set_state_dict(tree["scaler"])
+
+
+def _average(model, arrays, path):
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if {name: array.shape for name, array in arrays.items()} != shapes:
+        raise CheckpointError(f"{path}: its moving average is that of another model")
+    return {name: paddle.to_tensor(arrays[name]) for name in shapes}
+
+
+def _check_identity(tree, identity, path):
+    for key, value in identity.items():
+        if tree.get(key) == value:
+            continue
+        name, old, new = key, tree.get(key), value
+        if key == "settings":
+            name, old, new = _first_difference(_parsed(old), json.loads(value))
+        raise CheckpointError(
+            f"{path}: was written with {name} {old}, this run has {new}: "
+            "resume with the settings it was started with, or start anew with --load"
+        )
+
+
+def _parsed(text):
+    try:
+        return json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        return None
+
+
+def _first_difference(old, new, path=""):
+    """(dotted path, old value, new value) of the first place where two configs differ."""
+    if isinstance(old, list) and isinstance(new, list):
+        old, new = dict(enumerate(old)), dict(enumerate(new))
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *(key for key in new if key not in old)]:
+            if old.get(key) != new.get(key):
+                return _first_difference(old.get(key), new.get(key), join(path, key))
+    return path or "settings", old, new
 
 
 def _check_state(tree, iters_per_epoch, path):
     """Raise CheckpointError unless the counters of a checkpoint are numbers that belong together."""
-    counters = [tree[key] for key in ("epoch", "iter", "samples")]
-    if not all(type(counter) is int and counter >= 0 for counter in counters):
-        raise CheckpointError(f"{path}: epoch, iter and samples are {counters}, expected three whole numbers")
+    counters = {key: tree.get(key) for key in ("epoch", "iter", "samples", *COUNTERS)}
+    if not all(type(counter) is int and counter >= 0 for counter in counters.values()):
+        raise CheckpointError(f"{path}: its counters are {counters}, expected whole numbers")
     if not 0 <= tree["iter"] - tree["epoch"] * iters_per_epoch <= iters_per_epoch:
         raise CheckpointError(f"{path}: {tree['iter']} iterations are not {tree['epoch']} epochs of {iters_per_epoch}")
-    if not isinstance(tree["best"], dict) or not all(
-        isinstance(value, (int, float)) for value in tree["best"].values()
-    ):
-        raise CheckpointError(f"{path}: its best evaluation is {tree['best']!r}, expected numbers")
-    if not isinstance(tree["optimizer"], dict) or not isinstance(tree["lr_scheduler"], dict):
-        raise CheckpointError(f"{path}: the state of its optimizer or schedule is not one of ours")
+    for key in ("best", "best_ema"):
+        best = tree.get(key)
+        if not isinstance(best, dict) or not all(isinstance(value, (int, float)) for value in best.values()):
+            raise CheckpointError(f"{path}: its {key} evaluation is {best!r}, expected numbers")
+    if not all(isinstance(tree.get(key), dict) for key in ("optimizer", "lr_scheduler", "scaler")):
+        raise CheckpointError(f"{path}: the state of its optimizer, schedule or loss scale is not one of ours")
+    if not isinstance(tree.get(EMA), (dict, type(None))):
+        raise CheckpointError(f"{path}: its moving average is not one of ours")
 
 
 def resume_newest(folder, trainer):
@@ -117,7 +227,7 @@ def checkpoints_in(folder):
     The numbers in their names count epochs or iterations, and those of an earlier run in the folder may be higher.
     """
     files = {}
-    paths = [path for path in Path(folder).glob("*.pdparams") if path.is_file()]
+    paths = [path for path in Path(folder).glob("*.pdparams") if path.is_file() and path.name != BEST_EMA]
     for path in sorted(paths, key=lambda path: path.stem in LINKS, reverse=True):
         info = path.stat()
         files[info.st_ino] = (info.st_mtime_ns, path)
@@ -157,13 +267,16 @@ def set_optimizer_arrays(optimizer, model, arrays, source):
 
 def _accumulators(optimizer, model):
     """{"parameter/accumulator": tensor}. Paddle's names are `<automatic name>_<accumulator>_<count>`."""
+    state = optimizer.state_dict()
     structured = {parameter.name: name for name, parameter in model.named_parameters()}
     found = {}
-    for key, tensor in optimizer.state_dict().items():
+    for key, tensor in state.items():
         if isinstance(tensor, paddle.Tensor):
             owner = max((name for name in structured if key.startswith(f"{name}_")), key=len)
             accumulator = re.sub(r"_\d+$", "", key[len(owner) + 1 :])
             found[f"{structured[owner]}/{accumulator}"] = tensor
+    for owner, tensor in state.get("master_weights", {}).items():
+        found[f"{structured[owner]}/{MASTER}"] = tensor
     return found
 
 

@@ -12,6 +12,10 @@ from passl_xcit.utils.logger import TRAINER, get_logger
 logger = get_logger(TRAINER)
 
 
+class EvaluationStopped(Exception):
+    """An evaluation that was interrupted before its end."""
+
+
 class Evaluator:
     """Counts correct predictions; every sample counts once, on any number of processes.
 
@@ -26,21 +30,26 @@ class Evaluator:
         self.tally = Tally(model.num_classes) if explain_chance else None
 
     @paddle.no_grad()
-    def evaluate(self, epoch=1):
-        """Print PASSL's lines for `epoch` and return {"acc1": percent, "acc5": percent}."""
+    def evaluate(self, epoch=1, label="", interrupted=None):
+        """Print PASSL's lines for `epoch` and return {"acc1": percent, "acc5": percent}.
+
+        Args:
+            label: what the lines call the model, such as "EMA ".
+            interrupted: asked before every batch; EvaluationStopped is raised when it returns True.
+        """
         total = len(self.loader.dataset)
-        logger.info(f"start evaluate on epoch {epoch} ..")
+        logger.info(f"start evaluate {label}on epoch {epoch} ..")
         logger.info(f"Evaluate total samples {total}")
         was_training = self.model.training
         self.model.eval()
         try:
-            counts = sum_over_processes(self._count())
+            counts = sum_over_processes(self._count(interrupted))
         finally:
             self.model.train() if was_training else self.model.eval()
         if counts[0] != total:
             raise DataError(f"{self.loader.dataset.where}: {counts[0]:.0f} of {total} samples were evaluated")
         metrics = {f"acc{k}": 100.0 * correct / total for k, correct in zip(TOPK, counts[1:])}
-        logger.info(f"Validate Epoch [{epoch}] " + ", ".join(f"{k} ({v:6.3f})" for k, v in metrics.items()))
+        logger.info(f"Validate {label}Epoch [{epoch}] " + ", ".join(f"{k} ({v:6.3f})" for k, v in metrics.items()))
         if self.tally and is_chance(counts[1], total, self.model.num_classes):
             self._warn_of_chance(metrics["acc1"])
         return metrics
@@ -54,11 +63,13 @@ class Evaluator:
         for line in self.tally.findings(self.model, self.loader.dataset.class_names):
             logger.warning(line)
 
-    def _count(self):
+    def _count(self, interrupted):
         """[samples seen, correct for each k] of this process."""
         seen, correct = 0, [0] * len(TOPK)
         # `disable=None` draws the bar on a terminal only.
         for images, targets in tqdm(self.loader, disable=None if is_main() else True):
+            if interrupted and interrupted():
+                raise EvaluationStopped
             logits = self.model(images)
             batch = topk_correct(logits, targets)
             if self.tally:

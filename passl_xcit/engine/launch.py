@@ -1,5 +1,6 @@
 """What `tools/train.py` does, from the config file to the last line of the log."""
 
+import contextlib
 import datetime
 import os
 from pathlib import Path
@@ -8,6 +9,7 @@ import paddle
 
 from passl_xcit.engine import builder
 from passl_xcit.engine.checkpoint import resume, resume_newest
+from passl_xcit.engine.run_lock import run_lock
 from passl_xcit.modeling.factory import is_address, local_file
 from passl_xcit.modeling.weights import load_weights
 from passl_xcit.utils import dist
@@ -55,9 +57,8 @@ def run(config_file, overrides=(), load=None, resume_from=None, evaluate_only=Fa
 
 def _train(cfg, model, resume_from):
     trainer = builder.build_trainer(cfg, model)
-    checkpoints = Path((cfg.get("checkpoint") or {}).get("out_dir") or trainer.output_dir)
     if resume_from == "auto":
-        resume_newest(checkpoints, trainer)
+        resume_newest(trainer.checkpoint_dir, trainer)
     elif resume_from:
         resume(resume_from, trainer)
     if trainer.state.epoch >= trainer.epochs:
@@ -65,9 +66,10 @@ def _train(cfg, model, resume_from):
         return trainer.state.best
     with cfg.errors_name_files():
         _make_folder(trainer.output_dir, "output_dir")
-        _make_folder(checkpoints, "checkpoint.out_dir")
-    log_to_folder(trainer.output_dir, dist.rank())
-    trainer.train()
+        _make_folder(trainer.checkpoint_dir, "checkpoint.out_dir")
+        with run_lock(trainer.output_dir) if dist.is_main() else contextlib.nullcontext():
+            log_to_folder(trainer.output_dir, dist.rank())
+            trainer.train()
     return trainer.state.best
 
 

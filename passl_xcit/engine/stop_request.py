@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during a training: noted when they come, obeyed when a step is finished and saved."""
+"""Ctrl-C, SIGTERM and SIGUSR1 during a training: noted when they come, obeyed when a step is finished and saved."""
 
 import signal
 import threading
@@ -8,12 +8,13 @@ from passl_xcit.utils.logger import TRAINER, get_logger
 
 logger = get_logger(TRAINER)
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Schedulers such as Slurm send SIGUSR1 some time before the end.
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 CHECK_INTERVAL = 10  # iterations between two questions to the other processes, which cost a reduction each
 
 
 class StopRequest:
-    """Inside this context the first Ctrl-C or SIGTERM is only noted; a second one acts at once.
+    """Inside this context the first Ctrl-C, SIGTERM or SIGUSR1 is only noted; a second one acts at once.
 
     `number` is the signal's, 0 as long as there is none.
     """
@@ -40,8 +41,12 @@ class StopRequest:
         self.number = number
         logger.warning(f"{signal.Signals(number).name}: stopping after this step; once more stops at once, unsaved")
 
+    def requested(self):
+        """Whether this process was asked to stop."""
+        return bool(self.number)
+
     def agreed(self, iteration):
         """Whether any process was asked to stop; the same answer in all of them, which ask at the same iterations."""
         if world_size() == 1:
-            return bool(self.number)
-        return iteration % CHECK_INTERVAL == 0 and sum_over_processes([float(self.number > 0)])[0] > 0
+            return self.requested()
+        return iteration % CHECK_INTERVAL == 0 and sum_over_processes([float(self.requested())])[0] > 0

@@ -1,22 +1,25 @@
 """The training loop."""
 
 import contextlib
-import math
+import copy
 import signal
 import time
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Optional
 
 import paddle
 from paddle import nn
 
-from passl_xcit.engine import checkpoint
+from passl_xcit.engine import checkpoint, mixed_precision
+from passl_xcit.engine.evaluator import EvaluationStopped
+from passl_xcit.engine.gradients import STATISTICS, NonFiniteGuard, global_norm, parts
 from passl_xcit.engine.stop_request import StopRequest
 from passl_xcit.hooks.hook import Hook, stages_of
 from passl_xcit.utils.device import has_sync_batch_norm
 from passl_xcit.utils.dist import copy_from_first, is_main, rank, world_size
-from passl_xcit.utils.errors import DataError, TrainingError, TrainingStopped
+from passl_xcit.utils.errors import DataError, TrainingStopped
 from passl_xcit.utils.logger import TRAINER, JsonLog, get_logger
 from passl_xcit.utils.seed import step_seed
 
@@ -36,8 +39,14 @@ class TrainState:
     lr: float = 0.0  # of the last step
     best: dict = field(default_factory=dict)  # {"acc1", "acc5", "epoch", "iter"} of the best evaluation
     metrics: dict = field(default_factory=dict)  # {"acc1", "acc5"} of the last evaluation
-    outputs: dict = field(default_factory=dict)  # {"loss", "acc1", "acc5"} of the last step, as tensors
-    stopping: bool = False  # whether this step is the last one, because of a signal
+    outputs: dict = field(default_factory=dict)  # {"loss", "acc1", "acc5", "grad_norm"} of the last step, as tensors
+    ema: Optional[dict] = None  # {name: tensor}, the moving average of the weights where EMAHook keeps one
+    best_ema: dict = field(default_factory=dict)  # as `best`, of the average
+    ema_metrics: dict = field(default_factory=dict)  # as `metrics`, of the average
+    skipped: int = 0  # updates that were left out, because the gradient was not finite
+    skipped_in_row: int = 0  # of them the last ones without an update between
+    returns: int = 0  # how often weights were taken back from a checkpoint
+    finished: bool = False  # whether the run ends before its last epoch, since a hook decided so
 
 
 class Trainer:
@@ -51,8 +60,12 @@ class Trainer:
         hooks: see `hooks/hook.py`.
         evaluator: what `evaluate` runs, or None.
         output_dir: where checkpoints and logs go.
+        checkpoint_dir: where checkpoints go, if not to `output_dir`.
         seed: with the step and the rank it determines every draw of the framework.
-        settings: {name: text}, what else has to be the same for a checkpoint to be resumed.
+        accum_steps: parts that a batch is split into, to compute one after the other for one update.
+        precision: a MixedPrecision; float32 by default.
+        guard: a NonFiniteGuard.
+        settings: JSON text, what else has to be the same for a checkpoint to be resumed.
     """
 
     def __init__(
@@ -65,24 +78,36 @@ class Trainer:
         hooks=(),
         evaluator=None,
         output_dir=".",
+        checkpoint_dir=None,
         seed=0,
-        settings=None,
+        accum_steps=1,
+        precision=None,
+        guard=None,
+        settings="{}",
     ):
         self.model, self.train_loader = model, train_loader
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
-        self.epochs, self.seed, self.output_dir = epochs, seed, Path(output_dir)
-        self.settings = dict(settings or {})
+        self.epochs, self.seed, self.accum_steps = epochs, seed, accum_steps
+        self.output_dir, self.checkpoint_dir = Path(output_dir), Path(checkpoint_dir or output_dir)
+        self.precision, self.guard = precision or mixed_precision.float32(), guard or NonFiniteGuard()
+        self.settings = settings
         self.hooks = sorted(hooks, key=lambda hook: hook.priority)
         self.evaluator = evaluator
         self.state = TrainState()
         self.log = JsonLog(self.output_dir / "log.jsonl")
         self.begun, self.seconds_aside = time.perf_counter(), 0.0
+        self.stop = StopRequest()
         self.iters_per_epoch = len(train_loader)
         if not self.iters_per_epoch:
             raise DataError(
                 f"{train_loader.dataset.where}: {len(train_loader.dataset)} images do not fill one batch of "
                 f"{self.global_batch_size}: use a smaller batch_size, or drop_last: false"
             )
+        if accum_steps > train_loader.batch_sampler.batch_size:
+            batch = train_loader.batch_sampler.batch_size
+            raise DataError(f"accum_steps {accum_steps}: a batch of {batch} images has not as many parts")
+        self.precision.prepare(model, optimizer)
+        self._statistics = [value for name, value in model.state_dict().items() if name.endswith(STATISTICS)]
         self._forward = _TrainIter(model)
         if world_size() > 1:
             self._forward = paddle.DataParallel(self._forward)
@@ -97,6 +122,11 @@ class Trainer:
         return (self.state.iter - 1) % self.iters_per_epoch
 
     @property
+    def is_last_epoch(self):
+        """Whether the finished epoch was the last one."""
+        return self.state.finished or self.state.epoch == self.epochs
+
+    @property
     def global_batch_size(self):
         return self.train_loader.batch_sampler.batch_size * world_size()
 
@@ -106,7 +136,7 @@ class Trainer:
             "seed": self.seed,
             "iters_per_epoch": self.iters_per_epoch,
             "global_batch_size": self.global_batch_size,
-            **self.settings,
+            "settings": self.settings,
         }
 
     def train(self):
@@ -114,82 +144,137 @@ class Trainer:
 
         Raises:
             TrainingStopped: on Ctrl-C or SIGTERM, when the step is finished and the hooks have saved what they save.
+            TrainingError: when gradients stay without finite values.
         """
         self.begun = time.perf_counter()
         self.record("begin")
         try:
-            with StopRequest() as stop:
-                self._train(stop)
+            with self.stop:
+                self._train()
         finally:
             self.record("end")
 
-    def _train(self, stop):
+    def _train(self):
         self.model.train()
         self._log_hooks()
         self.call_hooks("run_begin")
-        while self.state.epoch < self.epochs:
+        while self.state.epoch < self.epochs and not self.state.finished:
             self.call_hooks("train_epoch_begin")
-            self.train_loader.set_position(self.state.epoch, self.state.iter - self.state.epoch * self.iters_per_epoch)
+            self.train_loader.set_position(self.state.epoch, self.inner_position)
             for images, targets in self.train_loader:
                 self.call_hooks("train_iter_begin")
                 self.state.outputs = self.train_step(images, targets)
                 self.state.iter += 1
                 self.state.samples += len(images) * world_size()  # the sampler gives each process equally many
-                self.state.stopping = stop.agreed(self.state.iter)
                 self.call_hooks("train_iter_end")
-                if self.state.stopping:
-                    raise self._stopped(stop.number or signal.SIGTERM)
+                if self.stop.agreed(self.state.iter):
+                    self._stop_run()
             self.state.epoch += 1
-            self.call_hooks("train_epoch_end")
+            try:
+                self.call_hooks("train_epoch_end")
+            except EvaluationStopped:
+                self.state.epoch -= 1  # its end is still to come when the run is resumed
+                self._stop_run()
         self.call_hooks("run_end")
 
-    def _stopped(self, number):
-        name, iterations = signal.Signals(number).name, self.state.iter
-        return TrainingStopped(f"stopped by {name} after {iterations} iterations; go on with --resume auto", number)
+    def _stop_run(self):
+        self.call_hooks("run_stopped")
+        number, iterations = self.stop.number or signal.SIGTERM, self.state.iter
+        text = f"stopped by {signal.Signals(number).name} after {iterations} iterations; go on with --resume auto"
+        raise TrainingStopped(text, number)
+
+    @property
+    def inner_position(self):
+        """Iterations of the current epoch that are finished."""
+        return self.state.iter - self.state.epoch * self.iters_per_epoch
 
     def train_step(self, images, targets):
-        """One update of the weights -> {"loss", ...}, detached."""
+        """One update of the weights -> {"loss", ..., "grad_norm"}, detached."""
         paddle.seed(step_seed(self.seed, self.state.iter, rank()))
-        outputs = self._forward(images, targets)
-        outputs["loss"].backward()
+        self.guard.keep(self._statistics)
+        outputs = self._forward_and_backward(images, targets)
+        self.precision.unscale(self.optimizer)
+        outputs["grad_norm"] = global_norm(self.model.parameters())
         self.state.lr = self.optimizer.get_lr()
-        self.optimizer.step()
+        loss, norm = outputs["loss"].item(), outputs["grad_norm"].item()
+        accepted = self.guard.accepts(self, images, loss, norm)
+        if accepted or self.precision.scaler.is_enable():  # which leaves out what overflows, but has to see it
+            self.precision.step(self.optimizer)
         self.optimizer.clear_grad()
         self.lr_scheduler.step()
-        return {name: value.detach() for name, value in outputs.items()}
+        return outputs
+
+    def _forward_and_backward(self, images, targets):
+        """Add up the gradients of the batch's parts -> the mean of their outputs."""
+        means = {}
+        for part, part_targets, share, is_last in parts(images, targets, self.accum_steps):
+            with contextlib.nullcontext() if is_last else self._unsynchronised():
+                with self.precision.auto_cast():
+                    outputs = self._forward(part, part_targets)
+                self.precision.backward(outputs["loss"] * share)
+            for name, value in outputs.items():
+                means[name] = means.get(name, 0.0) + value.detach() * share
+        return means
+
+    def _unsynchronised(self):
+        """A context in which gradients are not yet averaged over the processes."""
+        return self._forward.no_sync() if world_size() > 1 else contextlib.nullcontext()
+
+    def weights(self):
+        """{structured name: tensor} of all parameters and statistics; with O2 the float32 copies of the optimizer."""
+        weights = self.model.state_dict()
+        copies = self.optimizer.state_dict().get("master_weights", {}) if self.precision.level == "O2" else {}
+        names = {parameter.name: name for name, parameter in self.model.named_parameters()}
+        return {**weights, **{names[key]: copy for key, copy in copies.items()}}
+
+    def batch_names(self):
+        """What messages call the images of this process's current batch."""
+        sampler = copy.copy(self.train_loader.batch_sampler)
+        sampler.set_position(self.state.epoch, self.inner_position)
+        return [self.train_loader.dataset.describe(key[1]) for key in next(iter(sampler))]
+
+    def go_back(self):
+        """Take weights, moments and averages from the newest checkpoint of this run; False where it has none."""
+        return checkpoint.go_back(self.checkpoint_dir, self)
 
     def call_hooks(self, stage):
         for hook in self.hooks:
             getattr(hook, stage)(self)
 
     def evaluate(self):
-        """Evaluate after the finished epochs, and note whether this is the best so far.
+        """Evaluate after the finished epochs, also the moving average, and note which is the best so far.
 
         All processes evaluate the first one's model, which is the one that is saved: where BatchNorm is not
         synchronised, each has its own running statistics (parameters without gradient, in Paddle).
         """
-        with self.aside():
-            copy_from_first([tensor for tensor in self.model.state_dict().values() if tensor.stop_gradient])
-            metrics = self.state.metrics = self.evaluator.evaluate(max(1, self.state.epoch))
-        self.record("val", **metrics)
-        if metrics["acc1"] > self.state.best.get("acc1", -1.0):
-            self.state.best = {**metrics, "epoch": self.state.epoch, "iter": self.state.iter}
+        tensors = self.model.state_dict()
+        statistics = [name for name, tensor in tensors.items() if tensor.stop_gradient]
+        copy_from_first([tensors[name] for name in statistics])
+        self.state.metrics, self.state.best = self._evaluate("val", self.state.best)
+        if self.state.ema is not None:
+            copy_from_first([self.state.ema[name] for name in statistics])
+            with replaced(tensors, self.state.ema):
+                self.state.ema_metrics, self.state.best_ema = self._evaluate("val_ema", self.state.best_ema, "EMA ")
+
+    def _evaluate(self, mode, best, label=""):
+        """(metrics, the best ones so far with their epoch and iter)"""
+        interrupted = self.stop.requested if world_size() == 1 else None  # several would wait for the one that stops
+        with self.aside(), self.precision.evaluation():
+            metrics = self.evaluator.evaluate(max(1, self.state.epoch), label, interrupted)
+        self.record(mode, **metrics)
+        if metrics["acc1"] > best.get("acc1", -1.0):
+            best = {**metrics, "epoch": self.state.epoch, "iter": self.state.iter}
+        return metrics, best
 
     def save_checkpoint(self, path, save_optimizer=True):
-        if "loss" in self.state.outputs:  # not where a resumed run has only an epoch's end left to do
-            self.require_finite(self.state.outputs["loss"].item())
         checkpoint.save_checkpoint(path, self, save_optimizer)
+
+    def save_ema(self, path):
+        """Write the moving average as a weight file."""
+        checkpoint.save_ema(path, self)
 
     def link_checkpoint(self, path, name):
         checkpoint.link_checkpoint(path, name)
-
-    def require_finite(self, loss):
-        """Raise TrainingError if the float `loss` is no number; the checkpoints there are stay as they are."""
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {loss} after {self.state.iter} iterations, with a learning rate of {self.state.lr:.3e}: "
-                "nothing more is saved; try a smaller learning rate, a longer warm-up or grad_clip"
-            )
 
     @contextlib.contextmanager
     def aside(self):
@@ -211,6 +296,19 @@ class Trainer:
         for stage in Hook.STAGES:
             names = [type(hook).__name__ for hook in self.hooks if stage in stages_of(hook)]
             logger.info(f"hooks at {stage}: {', '.join(names) or '-'}")
+
+
+@contextlib.contextmanager
+def replaced(tensors, values):
+    """Give `tensors` the values of the dict `values` inside the context."""
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    try:
+        for name, tensor in tensors.items():
+            tensor.set_value(values[name].astype(tensor.dtype))
+        yield
+    finally:
+        for name, tensor in tensors.items():
+            tensor.set_value(before[name])
 
 
 class _TrainIter(nn.Layer):

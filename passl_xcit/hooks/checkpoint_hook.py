@@ -7,6 +7,7 @@ from typing import Optional
 
 from passl_xcit.hooks.hook import Hook
 from passl_xcit.utils.dist import is_main, wait_for_all
+from passl_xcit.utils.errors import CheckpointError
 from passl_xcit.utils.logger import TRAINER, get_logger
 from passl_xcit.utils.registry import HOOKS
 
@@ -18,8 +19,9 @@ class CheckpointHook(Hook):
     """Writes `epoch_N.pdparams` every `interval` epochs (with `by_epoch: False` iterations) and after the last one.
 
     `latest.pdparams` is the newest of them. `best.pdparams` is the one with the highest acc1 and outlives pruning;
-    an epoch that is the best so far is saved even between two intervals. `interrupted.pdparams` is where a signal
-    stopped the run; the next numbered checkpoint removes it.
+    an epoch that is the best so far is saved even between two intervals. Where EMAHook keeps a moving average,
+    `best_ema.pdparams` holds the weights of the best one. `interrupted.pdparams` is where a signal stopped the run;
+    the next numbered checkpoint removes it.
 
     Args:
         interval: epochs (iterations with `by_epoch: False`) between two checkpoints.
@@ -61,34 +63,51 @@ class CheckpointHook(Hook):
                     path.unlink()
 
     def train_iter_end(self, trainer):
-        if trainer.state.stopping:
-            self._save(trainer, trainer.state.iter, "iterations", INTERRUPTED)
-        elif not self.by_epoch and trainer.state.iter % self.interval == 0:
+        if not self.by_epoch and trainer.state.iter % self.interval == 0:
             self._save(trainer, trainer.state.iter, "iterations")
 
     def train_epoch_end(self, trainer):
         state = trainer.state
         is_due = self.by_epoch and state.epoch % self.interval == 0
-        is_best = state.best.get("iter") == state.iter
-        if is_due or is_best or state.epoch == trainer.epochs:
+        is_best = state.iter in (state.best.get("iter"), state.best_ema.get("iter"))
+        if is_due or is_best or trainer.is_last_epoch:
             number, unit = (state.epoch, "epochs") if self.by_epoch else (state.iter, "iterations")
-            self._save(trainer, number, unit)
+            self._save(trainer, number, unit, may_fail=not trainer.is_last_epoch)
 
-    def _save(self, trainer, number, unit, name=None):
+    def run_stopped(self, trainer):
+        self._save(trainer, trainer.state.iter, "iterations", INTERRUPTED, may_fail=False)
+
+    def _save(self, trainer, number, unit, name=None, may_fail=True):
+        """A training outlives a full disk, which somebody may mend, but for the last checkpoint."""
+        if may_fail and trainer.state.skipped_in_row:
+            logger.warning(
+                f"no checkpoint at {number} {unit}: the last update was left out, the weights may be to blame"
+            )
+            return
         with trainer.aside():
             if is_main():
-                self._write(trainer, number, unit, name)
+                self._try_to_write(trainer, number, unit, name, may_fail)
             wait_for_all()
 
-    def _write(self, trainer, number, unit, name):
-        folder = self._folder(trainer)
+    def _try_to_write(self, trainer, number, unit, name, may_fail):
         logger.info(f"Saving checkpoint at {number} {unit}")
+        try:
+            self._write(trainer, number, name)
+        except (CheckpointError, OSError) as error:
+            if not may_fail:
+                raise
+            logger.error(f"{error}; the training goes on, and the checkpoints before stay as they are")
+
+    def _write(self, trainer, number, name):
+        folder, state = self._folder(trainer), trainer.state
         path = folder / (name or self.template.format(number))
         trainer.save_checkpoint(path, self.save_optimizer)
         if self.create_symlink:
             trainer.link_checkpoint(path, folder / "latest.pdparams")
-        if trainer.state.best.get("iter") == trainer.state.iter:
+        if state.best.get("iter") == state.iter:
             trainer.link_checkpoint(path, folder / "best.pdparams")
+        if state.best_ema.get("iter") == state.iter:
+            trainer.save_ema(folder / "best_ema.pdparams")
         if not name:
             (folder / INTERRUPTED).unlink(missing_ok=True)
             self._prune(folder, number)

@@ -36,7 +36,7 @@ class EvaluateHook(Hook):
             trainer.evaluate()
 
     def train_epoch_end(self, trainer):
-        if trainer.state.epoch % self.interval == 0 or trainer.state.epoch == trainer.epochs:
+        if trainer.state.epoch % self.interval == 0 or trainer.is_last_epoch:
             trainer.evaluate()
 
 

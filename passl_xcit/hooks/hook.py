@@ -17,6 +17,7 @@ class Hook:
                 train_iter_end          state.iter counts this iteration
             train_epoch_end             state.epoch counts this epoch
         run_end
+        run_stopped                     after a step, instead of all that would follow, where a signal ends the run
 
     Hooks of one stage run in ascending `priority`, equal ones in the order of the config. A hook never touches
     another hook; what they share is `trainer.state`.
@@ -25,7 +26,15 @@ class Hook:
         priority: replaces the class's own place in the order.
     """
 
-    STAGES = ("run_begin", "train_epoch_begin", "train_iter_begin", "train_iter_end", "train_epoch_end", "run_end")
+    STAGES = (
+        "run_begin",
+        "train_epoch_begin",
+        "train_iter_begin",
+        "train_iter_end",
+        "train_epoch_end",
+        "run_end",
+        "run_stopped",
+    )
     priority = 50
 
     def __init__(self, priority: Optional[int] = None):
@@ -49,6 +58,9 @@ class Hook:
 
     def run_end(self, trainer):
         """After the last epoch."""
+
+    def run_stopped(self, trainer):
+        """When a signal ends the run, instead of `run_end`: the time to save what `trainer.state` is now."""
 
 
 def stages_of(hook):

@@ -73,8 +73,6 @@ class LogHook(Hook):
         timing = f"eta: {left}, time: {speed['time']:.3f}, data_time: {speed['data_time']:.3f}"
         parts = [f"lr: {trainer.state.lr:.3e}", timing, *map(str, values), *_additions(speed)]
         logger.info(f"{self._place(trainer)}\t{', '.join(parts)}")
-        if "loss" in self.meters:
-            trainer.require_finite(self.meters["loss"].value)
         trainer.record("train", lr=trainer.state.lr, **{meter.name: meter.value for meter in values}, **speed)
 
     def _speed(self, trainer):

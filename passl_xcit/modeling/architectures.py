@@ -1,6 +1,7 @@
 """What a config calls a model: a backbone with its head."""
 
-from typing import Optional
+import difflib
+from typing import Optional, Sequence
 
 from paddle import nn
 
@@ -19,6 +20,11 @@ class Classification(nn.Layer):
         architecture: the backbone (PASSL's SwinWrapper calls it so).
         backbone: the same under the key that PASSL's Classification uses; give one of the two.
         head: the head; its `in_channels` must equal the backbone's `num_features`.
+        freeze: names of parts that are not trained, such as `backbone` (linear probing) or `backbone.patch_embed`: no
+            gradients, and always in evaluation mode, so that BatchNorm keeps its statistics and nothing is dropped.
+
+    Raises:
+        ValueError: for a head that does not fit, and for a part to freeze that the model does not have.
     """
 
     def __init__(
@@ -26,6 +32,7 @@ class Classification(nn.Layer):
         head: nn.Layer,
         architecture: Optional[nn.Layer] = None,
         backbone: Optional[nn.Layer] = None,
+        freeze: Optional[Sequence[str]] = None,
     ):
         super().__init__()
         if (architecture is None) == (backbone is None):
@@ -37,6 +44,25 @@ class Classification(nn.Layer):
                 f"in_channels of the head is {head.in_channels}, "
                 f"but the backbone gives {self.backbone.num_features} features"
             )
+        self.freeze = tuple(freeze or ())
+        for part in self._frozen_parts():
+            freeze_(part)
+        if all(parameter.stop_gradient for parameter in self.parameters()):
+            raise ValueError(f"freeze {list(self.freeze)} leaves nothing to train")
+
+    def _frozen_parts(self):
+        parts = dict(self.named_sublayers())
+        for name in self.freeze:
+            if name not in parts:
+                near = ", ".join(difflib.get_close_matches(name, parts, cutoff=0)) or "none"
+                raise ValueError(f"freeze: the model has no part '{name}'; the nearest are {near}")
+        return [parts[name] for name in self.freeze]
+
+    def train(self):
+        """Training mode, but for the frozen parts."""
+        super().train()
+        for part in self._frozen_parts():
+            part.eval()
 
     @property
     def num_classes(self):
@@ -71,6 +97,13 @@ class Classification(nn.Layer):
     def train_iter(self, images, targets):
         """One training forward -> {"loss", "acc1", "acc5"}; targets int [B] or soft [B, K]."""
         return self.head.loss(self(images), targets)
+
+
+def freeze_(model):
+    """Put `model` into evaluation mode and leave its parameters without gradients."""
+    model.eval()
+    for parameter in model.parameters():
+        parameter.stop_gradient = True
 
 
 _NODES = {"architecture": BACKBONES, "backbone": BACKBONES, "head": HEADS}

@@ -10,7 +10,7 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from passl_xcit.losses import hard_distillation, mutual_kl, soft_distillation
-from passl_xcit.modeling.architectures import Classification
+from passl_xcit.modeling.architectures import Classification, freeze_
 from passl_xcit.utils.errors import ConfigError
 from passl_xcit.utils.registry import MODELS, join
 
@@ -73,7 +73,7 @@ class DistillationWrapper(nn.Layer):
             raise ValueError(f"models have {teacher.num_classes} and {student.num_classes} classes: expected as many")
         self.infer_model_key = infer_model_key
         self.add_sublayer(infer_model_key, student)
-        _freeze(teacher)
+        freeze_(teacher)
         self._hidden = (teacher,)  # in a tuple, which nn.Layer does not look into
         self.pretrained = dict(zip(names, pretrained_list or [None, None]))
         self.weights = (dml_loss_weight, head_loss_weight) if distillation_type == "dml" else (alpha, 1 - alpha)
@@ -96,6 +96,11 @@ class DistillationWrapper(nn.Layer):
     @property
     def num_classes(self):
         return self.student.num_classes
+
+    def train(self):
+        """Training mode for the student; `freeze` may keep parts of it out."""
+        super().train()
+        self.student.train()
 
     def forward(self, images):
         """images [B, in_chans, H, W] -> the student's logits [B, K]"""
@@ -144,12 +149,6 @@ def student_node(node, path):
         if key in item:
             return item[key], f"{path}.models.{index}.{key}"
     raise ConfigError(f"'{key}' is not one of models", f"{path}.infer_model_key")
-
-
-def _freeze(model):
-    model.eval()
-    for parameter in model.parameters():
-        parameter.stop_gradient = True
 
 
 def _check_lists(names, infer_model_key, pretrained_list, freeze_params_list):

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import fnmatch
+import hashlib
 import os
 from pathlib import Path
 
@@ -36,6 +37,16 @@ def build(node, training=True, path="model"):
     if isinstance(model, DistillationWrapper):
         _load_pretrained(model)
     return model
+
+
+def teacher_digest(model):
+    """SHA-256 of all values of a distillation's teacher; None for another model."""
+    if not isinstance(model, DistillationWrapper):
+        return None
+    digest = hashlib.sha256()
+    for name, tensor in model.teacher.state_dict().items():
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def create_model(name, pretrained=False, num_classes=1000, in_chans=3, **overrides):

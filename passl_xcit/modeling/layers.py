@@ -1,14 +1,17 @@
 """Building blocks that every backbone shares: the only copy of each."""
 
+import contextlib
 import math
 
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
+from paddle.distributed.fleet.utils import recompute
 
 trunc_normal_ = nn.initializer.TruncatedNormal(std=0.02)
 zeros_ = nn.initializer.Constant(0.0)
 ones_ = nn.initializer.Constant(1.0)
+BATCH_NORMS = (nn.BatchNorm2D, nn.SyncBatchNorm)
 
 
 class DropPath(nn.Layer):
@@ -30,6 +33,35 @@ class DropPath(nn.Layer):
         keep = 1.0 - self.rate
         kept = paddle.bernoulli(paddle.full([x.shape[0]] + [1] * (x.ndim - 1), keep, dtype=x.dtype))
         return x * (kept / keep)
+
+
+def recomputed(layer, *inputs):
+    """layer(*inputs), computed once more in the backward pass instead of keeping what the gradients need.
+
+    The second time the same draws are made, and BatchNorm's running statistics stay as they are: without care they
+    would see every batch twice.
+    """
+    runs = []
+
+    def run(*inputs):
+        runs.append(layer)
+        with contextlib.nullcontext() if len(runs) == 1 else _running_statistics_kept(layer):
+            return layer(*inputs)
+
+    return recompute(run, *inputs, use_reentrant=False)
+
+
+@contextlib.contextmanager
+def _running_statistics_kept(layer):
+    norms = [norm for norm in layer.sublayers() if isinstance(norm, BATCH_NORMS)]
+    momenta = [norm._momentum for norm in norms]
+    for norm in norms:
+        norm._momentum = 1.0  # the share of the old statistics
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta):
+            norm._momentum = momentum
 
 
 class QkvAttention(nn.Layer):

@@ -22,7 +22,7 @@ from passl_xcit.utils.logger import setup_logger
 WRONG = {  # an override with a wrong key or value, and the message after the override itself
     "epoch=3": "epoch: the config takes no 'epoch'; did you mean 'epochs'?",
     "model.architecture.dept=3": "model.architecture.dept: XCiT takes no 'dept'; did you mean 'depth'?",
-    "model.neck={}": "model.neck: SwinWrapper takes no 'neck'; known: architecture, backbone, head",
+    "model.neck={}": "model.neck: SwinWrapper takes no 'neck'; known: architecture, backbone, freeze, head",
     "model.head.name=SwinTransformerHead": (
         "model.head.name: no head 'SwinTransformerHead'; did you mean 'SwinTransformerClsHead'?"
     ),

@@ -58,10 +58,13 @@ class TestLossThatIsNoNumber:
 
     def test_training_stops_and_says_why(self, tmp_path):
         text = message(TrainingError, tmp_path, *self.RATE)
-        assert re.match(r"the loss is (nan|inf) after \d+ iterations, with a learning rate of \d\.\d+e\+", text)
+        pattern = (
+            r"the gradient was not finite in 6 iterations in a row, the last with loss .* learning rate \d\.\d+e\+"
+        )
+        assert re.match(pattern, text)
 
     def test_no_checkpoint_of_it_is_written(self, tmp_path):
-        message(TrainingError, tmp_path, *self.RATE, "log_config.interval=1000", "epochs=1")
+        message(TrainingError, tmp_path, *self.RATE, "log_config.interval=1000", "epochs=2")
         assert not list((tmp_path / "out").glob("*.pdparams"))
 
 
@@ -70,7 +73,7 @@ class TestResume:
         tiny_run(tmp_path, "epochs=1")
         checkpoint = tmp_path / "out" / "epoch_1.pdparams"
         text = message(CheckpointError, tmp_path, "lr_scheduler.end_lr=0.01", resume_from=checkpoint)
-        assert "was written with lr_scheduler_config" in text and '"end_lr": 0.01' in text
+        assert "was written with lr_scheduler.end_lr 0.02, this run has 0.01" in text
 
     def test_of_a_finished_run_says_that_nothing_is_left(self, tmp_path, capsys):
         tiny_run(tmp_path, "epochs=1")
@@ -82,12 +85,12 @@ class TestResume:
     @pytest.mark.parametrize(
         "entry, text",
         [
-            ({"epoch": "x"}, "expected three whole numbers"),
-            ({"epoch": -5}, "expected three whole numbers"),
+            ({"epoch": "x"}, "expected whole numbers"),
+            ({"epoch": -5}, "expected whole numbers"),
             ({"iter": 10**6}, "1000000 iterations are not 1 epochs of 6"),
             ({"best": {"acc1": "x"}}, "expected numbers"),
-            ({"optimizer": [1]}, "the state of its optimizer or schedule is not one of ours"),
-            ({"lr_scheduler": [1]}, "the state of its optimizer or schedule is not one of ours"),
+            ({"optimizer": [1]}, "the state of its optimizer, schedule or loss scale is not"),
+            ({"lr_scheduler": [1]}, "the state of its optimizer, schedule or loss scale is not"),
         ],
         ids=str,
     )

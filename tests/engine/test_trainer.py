@@ -164,7 +164,7 @@ def test_the_state_counts_finished_epochs_iterations_and_samples(tmp_path):
 def test_the_best_is_the_first_epoch_with_the_highest_accuracy(tmp_path):
     trainer = tiny_trainer(tmp_path, "epochs=5")
     answers = iter([40.0, 60.0, 50.0, 60.0, 30.0])
-    trainer.evaluator.evaluate = lambda epoch: {"acc1": next(answers), "acc5": 100.0}
+    trainer.evaluator.evaluate = lambda *_: {"acc1": next(answers), "acc5": 100.0}
     trainer.train()
     assert trainer.state.best == {"acc1": 60.0, "acc5": 100.0, "epoch": 2, "iter": 12}
     assert read_file(tmp_path / "out" / "best.pdparams")["epoch"] == 2

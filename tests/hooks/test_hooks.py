@@ -100,6 +100,7 @@ class TestStages:
             "hooks at train_iter_end: LogHook, CheckpointHook",
             "hooks at train_epoch_end: EvaluateHook, CheckpointHook",
             "hooks at run_end: -",
+            "hooks at run_stopped: CheckpointHook",
         ]
 
     @pytest.mark.parametrize("name", sorted(HOOKS))
@@ -299,6 +300,10 @@ class Run:
         self.output_dir, self.accuracies, self.iters_per_epoch = folder, accuracies, iters_per_epoch
         self.epochs, self.state, self.saved = len(accuracies), TrainState(), []
         self.link_checkpoint, self.aside = link_checkpoint, contextlib.nullcontext
+
+    @property
+    def is_last_epoch(self):
+        return self.state.epoch == self.epochs
 
     def save_checkpoint(self, path, save_optimizer):
         self.saved.append((path.name, save_optimizer))

@@ -27,6 +27,7 @@ from passl_xcit.modeling.layers import (
     check_rates,
     init_transformer_,
     parameter_filled,
+    recomputed,
     split_heads,
     trunc_normal_,
 )
@@ -119,7 +120,14 @@ class XCA(nn.Layer):
         return self.proj_drop(paddle.matmul(v, mixed) + self.proj.bias)
 
     def attention(self, q, k):
-        """q, k [B, N, C] -> [B, h, d, d]: row i weighs the channels of v that make output channel i."""
+        """q, k [B, N, C] -> [B, h, d, d]: row i weighs the channels of v that make output channel i.
+
+        In float32 also where the rest is in half precision: a sum over N tokens soon passes float16's 65,504.
+        """
+        with paddle.amp.auto_cast(enable=False):
+            return self._attention(q.astype("float32"), k.astype("float32")).astype(q.dtype)
+
+    def _attention(self, q, k):
         gram = self._head_blocks(paddle.matmul(q, k, transpose_x=True))  # [B, h, d, d]
         if not self.qk_norm:
             return F.softmax(gram * self.temperature, axis=-1)
@@ -239,6 +247,8 @@ class XCiT(Backbone):
         in_chans: channels of the images.
         qk_norm: whether XCA normalises q and k, as the paper does; MindCV's weights need False.
         act: "gelu" or, for MindCV's weights, "gelu_tanh".
+        use_recompute: in training, compute each XCA block again in the backward pass instead of keeping what it
+            computed: less memory, for large images and batches, for a third more time. The results are the same.
         img_size: a key of PASSL's distillation files that says nothing: no parameter depends on the size of images.
 
     Raises:
@@ -265,6 +275,7 @@ class XCiT(Backbone):
         in_chans: int = 3,
         qk_norm: bool = True,
         act: str = "gelu",
+        use_recompute: bool = False,
         img_size: Optional[int] = None,
     ):
         super().__init__()
@@ -282,6 +293,7 @@ class XCiT(Backbone):
         self.cls_attn_blocks = nn.LayerList(
             [ClassAttentionBlock(tokens_norm=tokens_norm, **common) for _ in range(cls_attn_layers)]
         )
+        self.use_recompute = use_recompute
         self.norm = nn.LayerNorm(embed_dim, epsilon=LAYER_NORM_EPS)
         self.cls_token = self.create_parameter([1, 1, embed_dim], default_initializer=trunc_normal_)
         self.apply(init_transformer_)
@@ -328,8 +340,9 @@ class XCiT(Backbone):
 
     def _patch_blocks(self, x, grid, count=None):
         """[B, N, C] -> [B, N, C] after the first `count` XCA blocks, or after all."""
+        again = self.use_recompute and self.training and paddle.is_grad_enabled()
         for block in self.blocks[:count]:
-            x = block(x, *grid)
+            x = recomputed(block, x, *grid) if again else block(x, *grid)
         return x
 
     def _class_blocks(self, x, grid):
