@@ -36,14 +36,24 @@ def distillation(kind):
     return DISTILLATION.replace("BACKBONE", BACKBONE).replace("HEAD", HEAD).replace("KIND", kind)
 
 
+EMA = "custom_config=[{name: EvaluateHook}, {name: EMAHook, decay: 0.9}]"
+
+
 @pytest.mark.parametrize(
-    "overrides", [(), (distillation("dml"),), (distillation("soft"),)], ids=["plain", "dml", "soft"]
+    "overrides, evaluations",
+    [
+        ((), ["val"]),
+        ((EMA,), ["val", "val_ema"]),
+        ((distillation("dml"),), ["val"]),
+        ((distillation("soft"),), ["val"]),
+    ],
+    ids=["plain", "ema", "dml", "soft"],
 )
-def test_every_line_has_the_documented_keys_and_types(overrides, tmp_path):
+def test_every_line_has_the_documented_keys_and_types(overrides, evaluations, tmp_path):
     tiny_run(tmp_path, "log_config.interval=2", "epochs=1", *overrides)
     tiny_run(tmp_path, "log_config.interval=2", *overrides, resume_from="auto")
     lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
-    assert [line["mode"] for line in lines] == 2 * ["begin", "train", "train", "train", "val", "end"]
+    assert [line["mode"] for line in lines] == 2 * ["begin", "train", "train", "train", *evaluations, "end"]
     for line in lines:
         always, sometimes = schema()[line["mode"]]
         assert set(always) <= set(line) <= set(always) | set(sometimes)
