@@ -10,6 +10,7 @@ import paddle
 from passl_xcit.engine import builder
 from passl_xcit.engine.checkpoint import resume, resume_newest
 from passl_xcit.engine.run_lock import run_lock
+from passl_xcit.engine.run_record import write_run_record
 from passl_xcit.modeling.factory import is_address, local_file
 from passl_xcit.modeling.weights import load_weights
 from passl_xcit.utils import dist
@@ -58,7 +59,7 @@ def run(config_file, overrides=(), load=None, resume_from=None, evaluate_only=Fa
 def _train(cfg, model, resume_from):
     trainer = builder.build_trainer(cfg, model)
     if resume_from == "auto":
-        resume_newest(trainer.checkpoint_dir, trainer)
+        resume_from = resume_newest(trainer.checkpoint_dir, trainer)
     elif resume_from:
         resume(resume_from, trainer)
     if trainer.state.epoch >= trainer.epochs:
@@ -69,6 +70,8 @@ def _train(cfg, model, resume_from):
         _make_folder(trainer.checkpoint_dir, "checkpoint.out_dir")
         with run_lock(trainer.output_dir) if dist.is_main() else contextlib.nullcontext():
             log_to_folder(trainer.output_dir, dist.rank())
+            if dist.is_main():
+                write_run_record(cfg, trainer, resume_from)
             trainer.train()
     return trainer.state.best
 

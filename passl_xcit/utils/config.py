@@ -47,10 +47,23 @@ class _Loader(yaml.SafeLoader):
         raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("None$"), ["N"])
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that writes shared values out, and quotes text that `_Loader` would take for a number or null."""
+
+    def ignore_aliases(self, data):
+        return True
+
+    def represent_str(self, text):
+        folded = set(text) & set("\x85\u2028\u2029")  # line ends of YAML 1.1, which PyYAML loses outside of "..."
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if folded else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+    )
+    _class.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("None$"), ["N"])
 
 
 class Override(NamedTuple):
@@ -125,6 +138,11 @@ def load_config(path, overrides=()):
     for override in overrides:
         _apply(override, data, origins)
     return Config(data, origins)
+
+
+def dump_config(data):
+    """The tree `data` of a Config as YAML, which `load_config` reads back as the same tree."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def parse_override(text):

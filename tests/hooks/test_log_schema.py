@@ -21,7 +21,7 @@ HEAD = "{name: SwinTransformerClsHead, in_channels: 8, num_classes: 3}"
 
 def schema():
     """{mode: ({key: type} of every line, {key: type} of some lines)} of the table in docs/training.md."""
-    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8").partition("### log.jsonl")[2]
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8").partition("### log.jsonl")[2].partition("###")[0]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| `")]
     modes = re.findall("`(\\w+)`", rows[0][4])
     always, sometimes = ({mode: {} for mode in modes} for _ in range(2))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from passl_xcit.engine.builder import check_config
-from passl_xcit.utils.config import MAX_BYTES, Config, Override, load_config, parse_override
+from passl_xcit.utils.config import MAX_BYTES, Config, Override, dump_config, load_config, parse_override
 from passl_xcit.utils.errors import ConfigError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -597,3 +597,37 @@ def test_evaluating_needs_nothing_of_training(write):
 def test_reading_and_checking_make_no_file(write, tmp_path):
     check_config(load(write(EXPERIMENT)), training=True)
     assert os.listdir(tmp_path) == ["config.yaml"]
+
+
+# What a config is written as.
+
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text()
+)
+LIKE_OTHER_KINDS = st.sampled_from(
+    ["None", "1e-3", "5E4", "null", "~", "yes", "0x10", "1_000", "12:30:45", "<<", "=", ""]
+)
+
+
+def trees(leaves):
+    keys = st.one_of(st.text(max_size=5), LIKE_OTHER_KINDS)
+    nodes = lambda kinds: st.one_of(st.lists(kinds, max_size=4), st.dictionaries(keys, kinds, max_size=4))  # noqa: E731
+    return st.dictionaries(
+        keys.filter(lambda key: key != "_base_"), st.recursive(leaves, nodes, max_leaves=12), max_size=4
+    )
+
+
+@given(tree=trees(st.one_of(SCALARS, LIKE_OTHER_KINDS)))
+def test_what_is_written_is_read_back_as_it_was(tree, tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "config.yaml"
+    path.write_text(dump_config(tree), encoding="utf-8")
+    read = load_config(path).to_dict()
+    assert repr(read) == repr(tree)  # kinds and the order of keys, too
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_is_the_same_when_it_is_written_flat(path, tmp_path):
+    flat = tmp_path / "config.yaml"
+    flat.write_text(dump_config(load_config(path).to_dict()), encoding="utf-8")
+    assert repr(load_config(flat)) == repr(load_config(path))
+    assert "&" not in flat.read_text()  # no anchors
