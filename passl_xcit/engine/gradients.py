@@ -2,7 +2,6 @@
 
 import json
 import math
-from itertools import islice
 
 import paddle
 
@@ -152,5 +151,5 @@ def _range(tensor):
 
 
 def _not_finite(tensors):
-    bad = (name for name, tensor in tensors.items() if not paddle.isfinite(tensor).all().item())
-    return list(islice(bad, MOST_LISTED))
+    names = [name for name, tensor in tensors.items() if not paddle.isfinite(tensor).all().item()]
+    return {"count": len(names), "first": names[:MOST_LISTED]}

@@ -33,7 +33,8 @@ class EMAHook(Hook):
 
     def run_begin(self, trainer):
         if trainer.state.ema is None:
-            trainer.state.ema = {name: value.astype("float32") for name, value in trainer.weights().items()}
+            weights = trainer.weights().items()
+            trainer.state.ema = {name: value.detach().clone().astype("float32") for name, value in weights}
 
     @paddle.no_grad()
     def train_iter_end(self, trainer):

@@ -1,0 +1,60 @@
+"""`use_amp` and `AMP`: what a config may say. What half precision computes is for a device that has it."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tiny_run import tiny_run, tiny_trainer
+
+from passl_xcit.modeling.backbones.xcit import XCA
+from passl_xcit.utils.errors import ConfigError
+
+
+def test_on_a_cpu_training_is_in_float32_and_says_so(tmp_path, capsys):
+    options = ("use_amp=true", "AMP={level: O2, scale_loss: 1024.0}", "epochs=1", f"output_dir={tmp_path}/x")
+    half = tiny_trainer(tmp_path, *options)
+    assert "use_amp: Paddle has no half precision on a CPU: training in float32" in capsys.readouterr().out
+    plain = tiny_trainer(tmp_path, "epochs=1", f"output_dir={tmp_path}/x")
+    half.train()
+    plain.train()
+    for name, tensor in plain.model.state_dict().items():
+        assert np.array_equal(tensor.numpy(), half.model.state_dict()[name].numpy())
+
+
+def test_passls_block_is_taken(tmp_path):
+    block = "{level: O1, scale_loss: 128.0, save_dtype: float32, auto_cast: {enable: true, custom_black_list: [elementwise_add]}}"
+    trainer = tiny_trainer(tmp_path, "use_amp=true", f"AMP={block}")
+    assert trainer.precision.lists["custom_black_list"] == ["elementwise_add"]
+
+
+@pytest.mark.parametrize(
+    "block, text",
+    [
+        ("{level: O3}", "AMP.level: level must be O1 or O2, not 'O3'"),
+        ("{dtype: float64}", "AMP.dtype: dtype must be float16 or bfloat16, not 'float64'"),
+        ("{scale_loss: 0.0}", r"AMP.scale_loss: scale_loss must lie between 1 and 2\*\*32, not 0.0"),
+        ("{auto_cast: {blacklist: [x]}}", "AMP.auto_cast.blacklist: auto_cast takes no 'blacklist'"),
+        ("{save_dtype: float16}", "save_dtype can only be float32"),
+    ],
+)
+def test_what_cannot_be_is_refused(block, text, tmp_path):
+    with pytest.raises(ConfigError, match=text):
+        tiny_run(tmp_path, "use_amp=true", f"AMP={block}")
+
+
+@pytest.mark.parametrize("dtype, epsilon", [("bfloat16", 2**-8), ("float16", 2**-11)])
+def test_xcas_attention_of_half_precision_is_computed_in_float32(dtype, epsilon):
+    """Over many tokens the product of q and k passes float16's 65,504, though the attention is moderate."""
+    paddle.seed(3)
+    attention = XCA(16, 2, True, 0.0, 0.0)
+    q, k = (10 * paddle.randn([2, 3000, 16]).astype(dtype) for _ in range(2))
+    found = attention.attention(q, k)
+    expected = attention.attention(q.astype("float32"), k.astype("float32")).numpy()
+    assert found.dtype == q.dtype
+    assert np.abs((q.astype("float32").numpy() ** 2).sum(axis=1)).max() > 65504
+    np.testing.assert_allclose(found.astype("float32").numpy(), expected, rtol=epsilon)
