@@ -123,6 +123,25 @@ def test_only_the_first_process_prints_and_each_has_its_log_file(run):
 
 
 @pytest.mark.slow
+def test_two_processes_resume_what_one_has_begun_with_the_same_steps_and_learning_rates(tmp_path):
+    """4 images a step, then 2 + 2; learning rates are scaled, and images repeated: 24 in 6 steps."""
+    scaled = "lr_scheduler={name: TimmCosine, learning_rate: 0.01, base_batch_size: 2, T_max: 2, decay_unit: step}"
+    repeats = "dataloader.train.sampler={name: DistributedRepeatedAugSampler, shuffle: true, batch_size: %d}"
+    tiny_run(tmp_path, scaled, repeats % 4, f"output_dir={tmp_path / 'whole'}")
+    tiny_run(tmp_path, scaled, repeats % 4, "epochs=1")
+    code, output, second = launch(
+        tmp_path, TRAIN, "-c", tiny_file(tmp_path), "-o", scaled, "-o", repeats % 2, "--resume", "auto"
+    )
+    assert code == 0, output + second
+    assert "learning rate 1.000e-02 x global batch 4 (2 x 2 processes) / 2 = 2.000e-02" in output
+    rates = [
+        {line["iter"]: line["lr"] for line in json_lines(tmp_path / folder) if line["mode"] == "train"}
+        for folder in ("whole", "out")
+    ]
+    assert rates[0] == rates[1] and len(rates[0]) == 12
+
+
+@pytest.mark.slow
 def test_no_process_is_left(run):
     assert not any(exists(model["pid"]) for model in run[3])
 
