@@ -505,7 +505,7 @@ def config_of(name):
 
 
 def test_every_variant_has_a_config():
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == VARIANTS.keys()
+    assert {path.stem for path in CONFIGS.glob("*.yaml") if not path.stem.endswith("_ascend")} == VARIANTS.keys()
 
 
 @pytest.mark.parametrize("name", VARIANTS)
