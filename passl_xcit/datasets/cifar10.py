@@ -75,6 +75,8 @@ class CIFAR10(ImageDataset):
 
 def read_split(root, split):
     """(images uint8 [N, 32, 32, 3], labels int64 [N], class names) of `split` in any of the forms of `dataroot`."""
+    if not root.exists():
+        raise DataError(f"{root}: no such file or folder (dataroot); give CIFAR-10's archive or folder, or --data_dir")
     if (root / split).is_dir():
         return _read_images(root / split)
     readers = {f"{folder}/{name}{ending}": read for folder, ending, read in FORMS for name in BATCHES[split]}

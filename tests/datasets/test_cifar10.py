@@ -233,9 +233,12 @@ def test_a_changed_tar_is_read_or_refused_in_one_line(tmp_path, changes):
         assert "\n" not in str(error)
 
 
-@pytest.mark.parametrize("root", ["nowhere", "."])
-def test_a_folder_without_cifar10_is_refused(tmp_path, root):
-    assert "no CIFAR-10 there: expected cifar-10-python.tar.gz" in refused(tmp_path / root)
+def test_a_folder_without_cifar10_is_refused(tmp_path):
+    assert "no CIFAR-10 there: expected cifar-10-python.tar.gz" in refused(tmp_path)
+
+
+def test_a_path_that_does_not_exist_is_refused(tmp_path):
+    assert "nowhere: no such file or folder (dataroot); give CIFAR-10's archive or" in refused(tmp_path / "nowhere")
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):
