@@ -112,7 +112,7 @@ def _from_folder(root, readers):
     batches = {}
     for path, read in readers.items():
         for file in (root / path, root / path.split("/")[1]):
-            if file.exists() and path not in batches:
+            if file.exists():
                 batches[path] = read(_read_file(file), str(file))
     return batches
 
