@@ -114,7 +114,7 @@ class Mixup:
         return rules + rules[: batch // 2][::-1] if self.mode == "pair" else rules
 
     def _draw_rule(self, height, width, rng):
-        if rng.random() >= self.prob:
+        if self.prob == 0 or rng.random() >= self.prob:
             return 1.0, None
         if rng.random() >= self.cutmix_prob:
             return rng.beta(self.mixup_alpha, self.mixup_alpha), None

@@ -29,6 +29,7 @@ from passl_xcit.hooks import (  # noqa: F401
     ema_hook,
     evaluate_hook,
     log_hook,
+    teacher_cache_hook,
     visual_hook,
 )
 from passl_xcit.modeling import factory
@@ -201,6 +202,7 @@ def build_trainer(cfg, model):
     """The Trainer of `cfg` for `model`, with its loaders, optimizer, schedule and hooks."""
     hooks = build_hooks(cfg)
     train_loader = build_loader(cfg, "train", model.num_classes)
+    check_class_order(model, train_loader.dataset)
     model = with_sync_batch_norm(model)
     evaluates = any(isinstance(hook, evaluate_hook.EvaluateHook) for hook in hooks)
     with cfg.errors_name_files():
@@ -297,6 +299,18 @@ def _check_same_classes(train_loader, evaluator):
     if train.class_names and val.class_names and list(train.class_names) != list(val.class_names):
         pair = next((a, b) for a, b in zip(train.class_names, val.class_names) if a != b)
         raise DataError(f"{val.where}: its classes are not those of {train.where}: '{pair[1]}' instead of '{pair[0]}'")
+
+
+def check_class_order(model, dataset):
+    """Raise DataError where `dataset` has the classes of the loaded weights in another order; warn of other classes."""
+    ours, theirs = getattr(model, "student", model).class_names, dataset.class_names
+    if not ours or not theirs or list(ours) == list(theirs):
+        return
+    index, (learnt, given) = next((i, pair) for i, pair in enumerate(zip(ours, theirs)) if pair[0] != pair[1])
+    what = f"{dataset.where}: class {index} is '{given}', which the weights know as '{learnt}'"
+    if sorted(ours) == sorted(theirs):
+        raise DataError(f"{what}: the same classes in another order; name the folders so that they sort as before")
+    logger.warning(f"{what}: the head was trained on other classes")
 
 
 def build_hooks(cfg):

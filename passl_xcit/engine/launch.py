@@ -52,6 +52,7 @@ def run(config_file, overrides=(), load=None, resume_from=None, evaluate_only=Fa
         logger.warning("no --load: the weights are untrained, and the accuracy will be that of guessing")
     if evaluate_only:
         evaluator = builder.build_evaluator(cfg, model, explain_chance=bool(load))
+        builder.check_class_order(model, evaluator.loader.dataset)
         return evaluator.evaluate()
     return _train(cfg, model, resume_from)
 

@@ -227,11 +227,15 @@ class Trainer:
         names = {parameter.name: name for name, parameter in self.model.named_parameters()}
         return {**weights, **{names[key]: copy for key, copy in copies.items()}}
 
-    def batch_names(self):
-        """What messages call the images of this process's current batch."""
+    def coming_batches(self):
+        """Iterates over lists of sample indices: this process's batches from the current one to the epoch's end."""
         sampler = copy.copy(self.train_loader.batch_sampler)
         sampler.set_position(self.state.epoch, self.inner_position)
-        return [self.train_loader.dataset.describe(key[1]) for key in next(iter(sampler))]
+        return ([key[1] for key in batch] for batch in sampler)
+
+    def batch_names(self):
+        """What messages call the images of this process's current batch."""
+        return [self.train_loader.dataset.describe(index) for index in next(self.coming_batches())]
 
     def go_back(self):
         """Take weights, moments and averages from the newest checkpoint of this run; False where it has none."""

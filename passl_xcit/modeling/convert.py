@@ -6,7 +6,7 @@ from typing import NamedTuple, Optional
 from passl_xcit.modeling.checkpoint_formats import write_weights
 from passl_xcit.modeling.identify import looks_like
 from passl_xcit.modeling.name_maps import Recognised, written_as
-from passl_xcit.modeling.state_dict import COUNTERS, MATHS
+from passl_xcit.modeling.state_dict import CLASS_NAMES, COUNTERS, MATHS
 from passl_xcit.modeling.weights import maths_of, read_weights, require_output
 from passl_xcit.utils.errors import CheckpointError
 from passl_xcit.utils.refusals import short
@@ -46,7 +46,8 @@ def convert_weights(source, output, to, ema=False):
         raise CheckpointError(f"{source}: holds no XCiT, CrossViT or RegNet; the first name in it is {first}")
     maths = maths_of(found)
     if to == "paddle":
-        beside = {key: value for key, value in ((MATHS, maths), (COUNTERS, found.counters)) if value}
+        said = {MATHS: maths, COUNTERS: found.counters, CLASS_NAMES: found.class_names}
+        beside = {key: value for key, value in said.items() if value}
         write_weights(output, {**found.arrays, **beside})
         return Converted(looks_like(found.arrays), found.dialect, len(found.arrays))
     if maths:

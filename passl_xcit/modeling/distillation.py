@@ -75,6 +75,7 @@ class DistillationWrapper(nn.Layer):
         self.add_sublayer(infer_model_key, student)
         freeze_(teacher)
         self._hidden = (teacher,)  # in a tuple, which nn.Layer does not look into
+        self._given_logits = None
         self.pretrained = dict(zip(names, pretrained_list or [None, None]))
         self.weights = (dml_loss_weight, head_loss_weight) if distillation_type == "dml" else (alpha, 1 - alpha)
         self.distillation_type, self.tau, self.teacher_size = distillation_type, tau, teacher_size
@@ -112,14 +113,25 @@ class DistillationWrapper(nn.Layer):
 
     def train_iter(self, images, targets):
         """-> {"loss", "acc1", "acc5", "head_loss", "<kind>_loss"}; targets int [B] or soft [B, K]"""
-        with paddle.no_grad():
-            teacher_logits = self.teacher(self.teacher_images(images))
+        teacher_logits = self._teacher_logits(images)
         logits = self.student(images)
         outputs = self.student.head.loss(logits, targets)
         head_loss, distilled = outputs["loss"], self._distillation(logits, teacher_logits)
         weight, head_weight = self.weights
         outputs["loss"] = weight * distilled + head_weight * head_loss
         return {**outputs, "head_loss": head_loss, f"{self.distillation_type}_loss": distilled}
+
+    def give_teacher_logits(self, logits):
+        """Let the next calls of `train_iter` take these logits [B, K], in order, instead of asking the teacher."""
+        self._given_logits = logits
+
+    @paddle.no_grad()
+    def _teacher_logits(self, images):
+        if self._given_logits is None:
+            return self.teacher(self.teacher_images(images))
+        logits, rest = self._given_logits[: len(images)], self._given_logits[len(images) :]
+        self._given_logits = rest if len(rest) else None
+        return logits
 
     def _distillation(self, logits, teacher_logits):
         if self.distillation_type == "dml":

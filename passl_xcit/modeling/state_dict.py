@@ -10,8 +10,8 @@ EMA_CONTAINERS = ("model_ema", "state_dict_ema", "ema_state_dict")
 EMA_PREFIX = "ema."  # MindCV's moving averages stand beside the weights
 # What our own converted files say of themselves beside the weights, and Paddle's table {structured name: automatic
 # name}, which `paddle.save` adds to every state dict.
-MATHS, COUNTERS = "maths", "num_batches_tracked"
-_NOT_WEIGHTS = ("StructuredToParameterName@@", MATHS, COUNTERS)
+MATHS, COUNTERS, CLASS_NAMES = "maths", "num_batches_tracked", "class_names"
+_NOT_WEIGHTS = ("StructuredToParameterName@@", MATHS, COUNTERS, CLASS_NAMES)
 
 
 def read_checkpoint(path):

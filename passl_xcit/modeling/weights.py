@@ -13,7 +13,7 @@ from passl_xcit.modeling.backbones.xcit import XCiT
 from passl_xcit.modeling.checkpoint_formats import read_file, write_file
 from passl_xcit.modeling.identify import looks_like
 from passl_xcit.modeling.name_maps import recognise
-from passl_xcit.modeling.state_dict import COUNTERS, MATHS, state_dict_of
+from passl_xcit.modeling.state_dict import CLASS_NAMES, COUNTERS, MATHS, state_dict_of
 from passl_xcit.utils.errors import CheckpointError
 from passl_xcit.utils.logger import TRAINER, get_logger
 from passl_xcit.utils.refusals import short
@@ -31,6 +31,7 @@ class FileWeights(NamedTuple):
     dialect: str = None
     counters: dict = {}
     maths: dict = {}
+    class_names: list = None
 
 
 def read_weights(path, ema=False):
@@ -48,16 +49,25 @@ def read_weights(path, ema=False):
     maths, counters = (tree.get(key, {}) for key in (MATHS, COUNTERS))
     if not all(isinstance(part, dict) and all(isinstance(key, str) for key in part) for part in (maths, counters)):
         raise CheckpointError(f"{path}: what it says of its own weights (maths, num_batches_tracked) is damaged")
+    names = _class_names(tree, path)
     if known is None:
-        return FileWeights(arrays, maths=maths)
-    return FileWeights(known.weights, known.family, known.dialect, {**counters, **known.counters}, maths)
+        return FileWeights(arrays, maths=maths, class_names=names)
+    return FileWeights(known.weights, known.family, known.dialect, {**counters, **known.counters}, maths, names)
+
+
+def _class_names(tree, path):
+    names = tree.get(CLASS_NAMES)
+    if names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        return names
+    raise CheckpointError(f"{path}: its class_names are no list of names")
 
 
 def load_weights(model, path, adapt=False, ema=False):
     """Read the weight file or training checkpoint `path` into `model`.
 
     Files of PASSL, facebookresearch and IBM, timm, mmpretrain and MindCV are known by their content. Where a MindCV
-    file needs other maths than the paper's (see `backbone.MATHS`), the model is switched to them.
+    file needs other maths than the paper's (see `backbone.MATHS`), the model is switched to them. Where the file says
+    what its classes are called, the model's `class_names` are these.
 
     Args:
         model: a `Classification`, or any Layer whose names the file has; of a distillation the student is loaded.
@@ -77,6 +87,8 @@ def load_weights(model, path, adapt=False, ema=False):
     values = _fitting_values(model, arrays, path)
     switch_maths(model, maths_of(found), path)
     _assign(model, values)
+    if found.class_names and len(found.class_names) == getattr(model, "num_classes", None) and not lines:
+        model.class_names = found.class_names
     for line in lines:
         logger.info(f"{path}: {line}")
 
@@ -121,7 +133,7 @@ def extract_weights(checkpoint, output, prefix="", remove_prefix=False):
     if not chosen:
         raise CheckpointError(f"{checkpoint}: no name begins with '{start}'; the first is {short(next(iter(arrays)))}")
     named = {name[len(start) :] if remove_prefix else name: array for name, array in chosen.items()}
-    write_file(output, {**named, MATHS: tree[MATHS]} if MATHS in tree else named)
+    write_file(output, {**named, **{key: tree[key] for key in (MATHS, CLASS_NAMES) if tree.get(key)}})
     return len(chosen)
 
 

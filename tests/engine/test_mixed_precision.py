@@ -27,7 +27,7 @@ def test_on_a_cpu_training_is_in_float32_and_says_so(tmp_path, capsys):
 
 
 def test_passls_block_is_taken(tmp_path):
-    block = "{level: O1, scale_loss: 128.0, save_dtype: float32, auto_cast: {enable: true, custom_black_list: [elementwise_add]}}"
+    block = "{level: O1, scale_loss: 128.0, save_dtype: float32, auto_cast: {custom_black_list: [elementwise_add]}}"
     trainer = tiny_trainer(tmp_path, "use_amp=true", f"AMP={block}")
     assert trainer.precision.lists["custom_black_list"] == ["elementwise_add"]
 

@@ -26,9 +26,7 @@ with run_lock(Path(sys.argv[1])):
 @pytest.fixture
 def holder(tmp_path):
     """Another process that holds the lock of `tmp_path`."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
     yield process
     process.kill()
@@ -36,7 +34,9 @@ def holder(tmp_path):
 
 
 def test_a_folder_that_another_process_writes_to_is_refused_and_names_it(holder, tmp_path):
-    text = rf"output_dir: another run \(process {holder.pid} on .*\) writes to {tmp_path}: wait for it, stop it, or choose"
+    text = (
+        rf"output_dir: another run \(process {holder.pid} on .*\) writes to {tmp_path}: wait for it, stop it, or choose"
+    )
     with pytest.raises(ConfigError, match=text), run_lock(tmp_path):
         pytest.fail("two runs in one folder")
 
