@@ -103,7 +103,7 @@ class TestStages:
             "hooks at run_stopped: CheckpointHook",
         ]
 
-    @pytest.mark.parametrize("name", sorted(HOOKS))
+    @pytest.mark.parametrize("name", sorted(set(HOOKS) - {"TeacherCacheHook"}))  # which needs a teacher
     def test_every_registered_hook_lives_through_a_run(self, name, tmp_path):
         tiny_run(tmp_path, f"custom_config=[{{name: EvaluateHook}}, {{name: {name}}}]")
         assert stages_of(HOOKS.build({"name": name}))
