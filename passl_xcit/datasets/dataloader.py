@@ -1,10 +1,13 @@
 """Batches for training and evaluation, the same ones for any number of worker processes."""
 
+import contextlib
+import json
 import traceback
 
 import numpy as np
 import paddle
 
+from passl_xcit.datasets.dataset import NAMED, BadImage
 from passl_xcit.datasets.worker_pool import NO_SAMPLE, can_fork, in_workers
 from passl_xcit.utils.cpu import usable_cores
 from passl_xcit.utils.errors import DataError, UserError
@@ -27,10 +30,13 @@ class ImageLoader:
         prefetch_factor: batches that each worker prepares ahead.
         timeout: seconds to wait for a batch of a worker before the training ends with an error; 0 waits for ever.
 
+    `bad_images` {index: text} are the images met so far that could not be used, where the data set's `on_bad_image`
+    bears them. It grows with the batches that are taken, and is all that the loader remembers.
+
     Raises:
         DataError: while iterating, with the file's name, for a sample that cannot be read, and for one at which a
-            worker died or hangs.
-        RuntimeError: while iterating, with the traceback of a bug in a transform.
+            worker died or hangs; and when more images are bad than `max_bad_share` allows.
+        RuntimeError: while iterating, with the file's name and the traceback of a bug in a transform.
     """
 
     def __init__(
@@ -52,7 +58,8 @@ class ImageLoader:
         self.dataset, self.batch_sampler = dataset, batch_sampler
         self.num_workers, self.prefetch_factor = min(num_workers, usable_cores()), prefetch_factor
         self.use_shared_memory, self.timeout = use_shared_memory, timeout
-        self._collate = Collate(dataset.batch_transforms, dataset.seed)
+        self.bad_images = {}
+        self._collate = Collate(dataset.batch_transforms, dataset.seed, dataset.describe)
 
     def __len__(self):
         """Batches of a whole epoch."""
@@ -63,8 +70,26 @@ class ImageLoader:
         self.batch_sampler.set_position(epoch, batch)
 
     def __iter__(self):
-        for images, targets in self._batches():
-            yield paddle.to_tensor(images), paddle.to_tensor(targets)
+        known = len(self.bad_images)
+        for *batch, found in self._batches():
+            self._note(json.loads(found.tobytes()))
+            if batch:
+                images, targets = batch
+                yield paddle.to_tensor(images), paddle.to_tensor(targets)
+        if self.dataset.on_bad_image == "skip" and len(self.bad_images) > known:
+            logger.warning(
+                f"{self.dataset.where}: {len(self.bad_images)} of {len(self.dataset)} images cannot be used so far; "
+                f"the next ones take their places; {self.dataset.max_bad} may be bad"
+            )
+
+    def _note(self, found):
+        """Remember the bad images of a batch, name the first ones of the run, and refuse too many."""
+        for index, text in found.items():
+            if int(index) not in self.bad_images:
+                self.bad_images[int(index)] = text
+                if self.dataset.on_bad_image == "skip" and len(self.bad_images) <= NAMED:
+                    logger.warning(f"{text}; the next image that can be read takes its place")
+        self.dataset.refuse_too_many(self.bad_images.values())
 
     def _batches(self):
         if not self.num_workers:
@@ -80,29 +105,55 @@ class ImageLoader:
         )
 
     def _load(self, keys, progress=lambda index: None):
-        """The arrays of one batch. A user's error stays as it is; a bug's traceback would be lost between processes."""
-        try:
-            samples = []
-            for key in keys:
-                progress(key[1])
-                samples.append((key, *self.dataset[key]))
-            progress(NO_SAMPLE)
-            return self._collate(samples)
-        except UserError:
-            raise
-        except Exception as error:
-            raise RuntimeError(traceback.format_exc()) from error
+        """[images, targets, bad images] of one batch as arrays; without the first two where no sample is left."""
+        samples, bad = [], {}
+        for key in keys:
+            samples += self._sample(key, bad, progress)
+        progress(NO_SAMPLE)
+        with _bugs_named("batch_transforms"):
+            batch = self._collate(samples) if samples else ()
+        return [*batch, np.frombuffer(json.dumps(bad).encode(), "uint8")]
+
+    def _sample(self, key, bad, progress):
+        """[(key, image, label)], or [] where the image is bad and none takes its place; `bad` gets {index: text}.
+
+        The place of a bad image goes to the next one, whoever asks and whenever: the number decides, no draw.
+        """
+        epoch, index, *repeat = key
+        for candidate in range(index, index + 1 + self.dataset.max_bad):
+            candidate %= len(self.dataset)
+            key = (epoch, candidate, *repeat)
+            progress(candidate)
+            try:
+                with _bugs_named(self.dataset.describe(candidate)):
+                    return [(key, *self.dataset[key])]
+            except BadImage as error:
+                if self.dataset.on_bad_image == "raise":
+                    raise
+                bad[candidate] = str(error)
+        return []
+
+
+@contextlib.contextmanager
+def _bugs_named(place):
+    """Make an exception that is no user's one text with its traceback, which would be lost between processes."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise RuntimeError(f"{place}: {traceback.format_exc()}") from error
 
 
 class Collate:
     """Stacks samples, then applies the batch transforms with draws that depend on the first sample's position."""
 
-    def __init__(self, batch_transforms, seed):
-        self.batch_transforms, self.seed = batch_transforms, seed
+    def __init__(self, batch_transforms, seed, describe=str):
+        self.batch_transforms, self.seed, self.describe = batch_transforms, seed, describe
 
     def __call__(self, samples):
         """[(key, image, label), ...] -> (images, targets)"""
-        _check_images([image for _, image, _ in samples])
+        self._check_images(samples)
         keys, images, labels = zip(*samples)
         images, targets = np.stack(images).astype("float32", copy=False), np.array(labels, "int64")
         rng = generator(self.seed, BATCH, *keys[0])
@@ -110,13 +161,15 @@ class Collate:
             images, targets = transform(images, targets, rng)
         return images, targets
 
-
-def _check_images(images):
-    """Raise DataError unless the images of a batch are arrays of one shape."""
-    if not all(isinstance(image, np.ndarray) for image in images):
-        raise DataError("the transforms leave no [C, H, W] array: add Transpose and Normalize")
-    shapes = sorted({image.shape for image in images})
-    if len(shapes) > 1:
-        raise DataError(
-            f"images of different sizes in one batch ({shapes[0]} and {shapes[1]}): add a CenterCrop to transforms"
-        )
+    def _check_images(self, samples):
+        """Raise DataError unless the images of a batch are arrays of one shape."""
+        first_of_shape = {}
+        for key, image, _ in samples:
+            if not isinstance(image, np.ndarray):
+                raise DataError("the transforms leave no [C, H, W] array: add Transpose and Normalize")
+            first_of_shape.setdefault(image.shape, key[1])
+        if len(first_of_shape) > 1:
+            shapes = [f"{shape} from {self.describe(index)}" for shape, index in sorted(first_of_shape.items())]
+            raise DataError(
+                f"images of different sizes in one batch ({shapes[0]}, {shapes[1]}): add a CenterCrop to transforms"
+            )

@@ -9,6 +9,14 @@ from paddle.io import Dataset
 from passl_xcit.utils.errors import DataError
 from passl_xcit.utils.seed import SAMPLE, generator
 
+ON_BAD_IMAGE = ("raise", "skip", "count_as_wrong")
+MAX_BAD_SHARE = 0.001
+NAMED = 5  # so many bad images are named, the others are counted
+
+
+class BadImage(DataError):
+    """An image that is missing, damaged or refused, which `on_bad_image` may bear; never a fault of the machine."""
+
 
 class ImageDataset(Dataset):
     """Images with class labels; subclasses say how one image is loaded.
@@ -20,23 +28,45 @@ class ImageDataset(Dataset):
         batch_transforms: callables on a batch; the data loader applies them.
         return_label: PASSL's key; False is for self-supervised training, which does not exist here.
         seed: with a sample's key, from the sampler, it determines every draw of the transforms.
+        on_bad_image: what becomes of a BadImage. `raise`: the run ends. `skip`, in training: the next image that can
+            be read takes its place. `count_as_wrong`, in evaluation: it counts as a wrong prediction.
+        max_bad_share: with `skip`, the share of the images (0.001 by default, at least one image) that may be bad.
     """
 
-    def __init__(self, labels, class_names, transforms, batch_transforms, return_label, seed):
+    def __init__(
+        self,
+        labels,
+        class_names,
+        transforms,
+        batch_transforms,
+        return_label,
+        seed,
+        on_bad_image="raise",
+        max_bad_share=None,
+    ):
         super().__init__()
         if not return_label:
             raise ValueError("return_label must be true: training and evaluation need the labels")
         self.labels, self.class_names = labels, class_names
         self.transforms, self.batch_transforms = list(transforms or ()), list(batch_transforms or ())
         self.seed = seed
+        self.on_bad_image, self.max_bad = on_bad_image, _most_bad(len(labels), on_bad_image, max_bad_share)
 
     def load(self, index):
-        """The PIL image number `index`; raises DataError with its name when it cannot be read."""
+        """The PIL image number `index`; raises BadImage with its name when it cannot be used."""
         raise TypeError(f"{type(self).__name__} does not say how to load an image")
 
     def describe(self, index):
         """What messages call the image number `index`."""
         return f"{self.where}: image {index}"
+
+    def refuse_too_many(self, bad):
+        """Raise DataError if `bad`, one text an image, are more than `on_bad_image: skip` allows."""
+        if self.on_bad_image == "skip" and len(bad) > self.max_bad:
+            raise DataError(
+                f"{self.where}: {len(bad)} of {len(self)} images cannot be used, and max_bad_share allows "
+                f"{self.max_bad}: {first_of(bad)}"
+            )
 
     def sample_names(self):
         """An array that tells the samples apart from those of another data set, in their order."""
@@ -74,6 +104,32 @@ class ImageDataset(Dataset):
         except DataError as error:
             raise DataError(f"{self.describe(index)}: {error}") from error
         return image, int(self.labels[index])
+
+
+def _most_bad(count, on_bad_image, max_bad_share):
+    """How many of `count` images may be bad; raises ValueError for settings that are none."""
+    if on_bad_image not in ON_BAD_IMAGE:
+        raise ValueError(f"on_bad_image must be one of {', '.join(ON_BAD_IMAGE)}, not '{on_bad_image}'")
+    if on_bad_image != "skip":
+        if max_bad_share is not None:
+            raise ValueError("max_bad_share goes with on_bad_image: skip")
+        return 0
+    share = MAX_BAD_SHARE if max_bad_share is None else max_bad_share
+    if not 0 < share < 1:
+        raise ValueError(f"max_bad_share must lie between 0 and 1, not {share}")
+    return min(max(1, int(share * count)), count - 1)
+
+
+def first_of(texts):
+    """The first of some texts in one line, and how many more there are."""
+    texts = list(texts)
+    more = [f"and {len(texts) - NAMED} more"] if len(texts) > NAMED else []
+    return "; ".join(texts[:NAMED] + more)
+
+
+def shown(path):
+    """`path` as messages show it: in one line, and as text that any log can take."""
+    return repr(str(path))[1:-1]
 
 
 def check_labels(labels, class_names, num_classes, where):

@@ -171,7 +171,7 @@ def build_loader(cfg, split, num_classes):
     """The ImageLoader of `split` ("train" or "val") for a model of `num_classes` classes."""
     node, path, seed = cfg["dataloader"][split], f"dataloader.{split}", cfg.get("seed", 0)
     with cfg.errors_name_files():
-        _check_val(split, node)
+        _check_split(split, node)
         dataset = DATASETS.build(node["dataset"], f"{path}.dataset", seed=seed, model_classes=num_classes)
         check_labels(dataset.labels, dataset.class_names, num_classes, dataset.where)
         position = {"length": len(dataset), "rank": rank(), "world_size": world_size()}
@@ -187,11 +187,17 @@ def _loader_node(node, path):
     return loader if workers is None else {**loader, "num_workers": workers}
 
 
-def _check_val(split, node):
+def _check_split(split, node):
+    """Raise ConfigError for what only the other split may have."""
+    dataset, path = node["dataset"], f"dataloader.{split}.dataset"
     if split == "val" and node["sampler"].get("drop_last"):
         raise ConfigError("must be false: an evaluation leaves no sample out", "dataloader.val.sampler.drop_last")
-    if split == "val" and node["dataset"].get("batch_transforms"):
-        raise ConfigError("an evaluation mixes no images", "dataloader.val.dataset.batch_transforms")
+    if split == "val" and dataset.get("batch_transforms"):
+        raise ConfigError("an evaluation mixes no images", f"{path}.batch_transforms")
+    if split == "val" and dataset.get("on_bad_image") == "skip":
+        raise ConfigError("an evaluation replaces no image: raise or count_as_wrong", f"{path}.on_bad_image")
+    if split == "train" and dataset.get("on_bad_image") == "count_as_wrong":
+        raise ConfigError("a training counts no image as wrong: raise or skip", f"{path}.on_bad_image")
 
 
 def build_evaluator(cfg, model, explain_chance=False):

@@ -3,6 +3,7 @@
 import paddle
 from tqdm import tqdm
 
+from passl_xcit.datasets.dataset import first_of
 from passl_xcit.engine.chance import Tally, is_chance
 from passl_xcit.metrics import TOPK, topk_correct
 from passl_xcit.utils.dist import is_main, sum_over_processes
@@ -33,11 +34,15 @@ class Evaluator:
     def evaluate(self, epoch=1, label="", interrupted=None):
         """Print PASSL's lines for `epoch` and return {"acc1": percent, "acc5": percent}.
 
+        Where the data set has `on_bad_image: count_as_wrong`, the percentages are still those of all samples, and
+        "bad_images" says how many count as wrong because they cannot be used.
+
         Args:
             label: what the lines call the model, such as "EMA ".
             interrupted: asked before every batch; EvaluationStopped is raised when it returns True.
         """
-        total = len(self.loader.dataset)
+        dataset = self.loader.dataset
+        total = len(dataset)
         logger.info(f"start evaluate {label}on epoch {epoch} ..")
         logger.info(f"Evaluate total samples {total}")
         was_training = self.model.training
@@ -46,13 +51,25 @@ class Evaluator:
             counts = sum_over_processes(self._count(interrupted))
         finally:
             self.model.train() if was_training else self.model.eval()
+        bad = int(counts.pop())
         if counts[0] != total:
-            raise DataError(f"{self.loader.dataset.where}: {counts[0]:.0f} of {total} samples were evaluated")
+            raise DataError(f"{dataset.where}: {counts[0]:.0f} of {total} samples were evaluated")
+        if bad == total:
+            raise DataError(f"{dataset.where}: none of its {total} images can be used")
         metrics = {f"acc{k}": 100.0 * correct / total for k, correct in zip(TOPK, counts[1:])}
         logger.info(f"Validate {label}Epoch [{epoch}] " + ", ".join(f"{k} ({v:6.3f})" for k, v in metrics.items()))
+        if dataset.on_bad_image == "count_as_wrong":
+            metrics["bad_images"] = bad
+            self._tell_bad_images(bad)
         if self.tally and is_chance(counts[1], total, self.model.num_classes):
             self._warn_of_chance(metrics["acc1"])
         return metrics
+
+    def _tell_bad_images(self, bad):
+        """Say how many images count as wrong; the names are those of the first process's."""
+        if bad:
+            named = first_of(self.loader.bad_images.values())
+            logger.warning(f"{bad} unreadable images counted as wrong{': ' if named else ''}{named}")
 
     def _warn_of_chance(self, acc1):
         classes = self.model.num_classes
@@ -64,8 +81,9 @@ class Evaluator:
             logger.warning(line)
 
     def _count(self, interrupted):
-        """[samples seen, correct for each k] of this process."""
+        """[samples counted, correct for each k, bad images among the samples] of this process."""
         seen, correct = 0, [0] * len(TOPK)
+        self.loader.bad_images.clear()
         # `disable=None` draws the bar on a terminal only.
         for images, targets in tqdm(self.loader, disable=None if is_main() else True):
             if interrupted and interrupted():
@@ -76,4 +94,5 @@ class Evaluator:
                 self.tally.add(images, logits, targets)
             correct = [total + int(count.item()) for total, count in zip(correct, batch)]
             seen += len(targets)
-        return [seen, *correct]
+        bad = len(self.loader.bad_images)
+        return [seen + bad, *correct, bad]

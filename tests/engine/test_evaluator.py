@@ -91,11 +91,11 @@ def test_few_classes_have_an_acc5_of_100_and_small_numbers_a_blank(capsys, tmp_p
 
 
 def counts_of_each_process(processes, cfg, model, monkeypatch):
-    """What each of so many processes, simulated one after the other, hands to the sum: [seen, top-1, top-5]."""
+    """What each of so many processes, simulated one after the other, hands to the sum: [seen, top-1, top-5, bad]."""
     counts = []
     total = builder.build_evaluator(cfg, model).loader.batch_sampler.length
     monkeypatch.setattr(builder, "world_size", lambda: processes)
-    monkeypatch.setattr(evaluator, "sum_over_processes", lambda own: counts.append(own) or [total, 0, 0])
+    monkeypatch.setattr(evaluator, "sum_over_processes", lambda own: counts.append(own) or [total, 0, 0, 0])
     for rank in range(processes):
         monkeypatch.setattr(builder, "rank", lambda: rank)  # noqa: B023
         builder.build_evaluator(cfg, model).evaluate()
@@ -117,7 +117,7 @@ def test_processes_together_count_what_one_counts(processes, config, monkeypatch
 
 def test_a_sample_that_was_not_seen_is_an_error(config, monkeypatch, tmp_path):
     cfg = config()
-    monkeypatch.setattr(evaluator, "sum_over_processes", lambda counts: [20, 1, 1])
+    monkeypatch.setattr(evaluator, "sum_over_processes", lambda counts: [20, 1, 1, 0])
     with pytest.raises(DataError, match=f"{tmp_path}/val: 20 of 21 samples were evaluated"):
         builder.build_evaluator(cfg, builder.build_model(cfg)).evaluate()
 
