@@ -31,7 +31,7 @@ class ImageLoader:
         timeout: seconds to wait for a batch of a worker before the training ends with an error; 0 waits for ever.
 
     `bad_images` {index: text} are the images met so far that could not be used, where the data set's `on_bad_image`
-    bears them. It grows with the batches that are taken, and is all that the loader remembers.
+    bears them. It grows with the batches that are taken, not with those that are prepared ahead.
 
     Raises:
         DataError: while iterating, with the file's name, for a sample that cannot be read, and for one at which a
@@ -68,6 +68,10 @@ class ImageLoader:
     def set_position(self, epoch, batch):
         """Make the next iteration that of `epoch`, from batch number `batch` on."""
         self.batch_sampler.set_position(epoch, batch)
+
+    def remember_bad_images(self, indices):
+        """Take these as met, as the run did that now goes on here."""
+        self.bad_images = {index: self.dataset.describe(index) for index in indices}
 
     def __iter__(self):
         known = len(self.bad_images)

@@ -49,6 +49,7 @@ def save_checkpoint(path, trainer, save_optimizer=True):
         EMA: None if state.ema is None else _arrays(state.ema),
         "scaler": _plain(trainer.precision.state_dict()),
         **{name: getattr(state, name) for name in COUNTERS},
+        "bad_images": list(trainer.train_loader.bad_images),
         **trainer.identity(),
     }
     _write(path, tree)
@@ -103,10 +104,12 @@ def resume(path, trainer):
         raise CheckpointError(f"{path}: no training state to resume ({', '.join(missing)}); --load takes its weights")
     _check_identity(tree, trainer.identity(), path)
     _check_state(tree, trainer.iters_per_epoch, path)
+    bad_images = _bad_images(tree, len(trainer.train_loader.dataset), path)
     _set_arrays(trainer, tree, path)
     trainer.lr_scheduler.set_state_dict(tree["lr_scheduler"])
     for name in ("epoch", "iter", "samples", "best", "best_ema", *COUNTERS):
         setattr(trainer.state, name, tree[name])
+    trainer.train_loader.remember_bad_images(bad_images)
     logger.info(f"Resume training from {path} success!")
 
 
@@ -195,6 +198,14 @@ def _check_state(tree, iters_per_epoch, path):
         raise CheckpointError(f"{path}: the state of its optimizer, schedule or loss scale is not one of ours")
     if not isinstance(tree.get(EMA), (dict, type(None))):
         raise CheckpointError(f"{path}: its moving average is not one of ours")
+
+
+def _bad_images(tree, count, path):
+    """The numbers of the images, of so many, that a run has found to be bad; CheckpointError if they are none."""
+    indices = tree.get("bad_images", [])
+    if not isinstance(indices, list) or not all(type(index) is int and 0 <= index < count for index in indices):
+        raise CheckpointError(f"{path}: its bad images are {indices!r}, expected numbers of the {count} images")
+    return indices
 
 
 def resume_newest(folder, trainer):

@@ -3,7 +3,6 @@
 import paddle
 from tqdm import tqdm
 
-from passl_xcit.datasets.dataset import first_of
 from passl_xcit.engine.chance import Tally, is_chance
 from passl_xcit.metrics import TOPK, topk_correct
 from passl_xcit.utils.dist import is_main, sum_over_processes
@@ -66,10 +65,10 @@ class Evaluator:
         return metrics
 
     def _tell_bad_images(self, bad):
-        """Say how many images count as wrong; the names are those of the first process's."""
+        """Say how many images count as wrong, and name one if this process has met one."""
         if bad:
-            named = first_of(self.loader.bad_images.values())
-            logger.warning(f"{bad} unreadable images counted as wrong{': ' if named else ''}{named}")
+            named = "".join(f", such as {text}" for text in list(self.loader.bad_images.values())[:1])
+            logger.warning(f"{bad} unreadable images counted as wrong{named}")
 
     def _warn_of_chance(self, acc1):
         classes = self.model.num_classes

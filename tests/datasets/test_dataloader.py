@@ -200,7 +200,9 @@ def test_images_of_different_sizes_give_the_advice(folder, write_image, workers)
     write_image("a/9.png", width=9)
     message = refusal(loader_of(ImageNet(folder, [Transpose()]), workers, batch_size=15))
     shapes = rf"\(3, 6, 8\) from {folder}/./.\.png, \(3, 6, 9\) from {folder}/a/9\.png"
-    assert re.fullmatch(rf"images of different sizes in one batch \({shapes}\): add a CenterCrop to transforms", message)
+    assert re.fullmatch(
+        rf"images of different sizes in one batch \({shapes}\): add a CenterCrop to transforms", message
+    )
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])

@@ -174,6 +174,20 @@ class TestBuildLoader:
         with pytest.raises(ConfigError, match=message):
             builder.build_loader(tiny_config(tmp_path, override), "val", 3)
 
+    @pytest.mark.parametrize(
+        ("split", "policy", "message"),
+        [
+            ("val", "skip", "an evaluation replaces no image: raise or count_as_wrong"),
+            ("train", "count_as_wrong", "a training counts no image as wrong: raise or skip"),
+            ("train", "ignore", "on_bad_image must be one of raise, skip, count_as_wrong, not 'ignore'"),
+        ],
+    )
+    def test_a_policy_of_the_other_split_is_refused(self, split, policy, message, tmp_path):
+        key = f"dataloader.{split}.dataset.on_bad_image"
+        with pytest.raises(ConfigError) as caught:
+            builder.build_loader(tiny_config(tmp_path, f"{key}={policy}"), split, 3)
+        assert f"{key}: {message}" in str(caught.value)
+
     def test_each_split_is_built_from_its_own_section(self, tmp_path):
         train, val = (builder.build_loader(tiny_config(tmp_path), split, 3) for split in ("train", "val"))
         assert (len(train.dataset), len(val.dataset)) == (24, 15)

@@ -151,3 +151,70 @@ def test_drop_path_and_dropout_do_not_act(config):
     assert builder.build_evaluator(cfg, model).evaluate() == first
     plain = config("model.architecture.drop_path_rate=0.0", "model.architecture.drop_rate=0.0")
     assert builder.build_evaluator(plain, moved(plain)).evaluate() == first
+
+
+# Images that cannot be used.
+
+
+def damage(folder, *names):
+    for name in names:
+        (folder / name).write_bytes(b"\x89PNG\r\n\x1a\n")
+
+
+BAD = ("class0/1.png", "class3/0.png", "class3/1.png", "class3/2.png", "class6/2.png")
+BAD_NUMBERS = [1, 9, 10, 11, 20]
+COUNTED = "dataloader.val.dataset.on_bad_image=count_as_wrong"
+
+
+def test_five_bad_images_end_an_evaluation(config, tmp_path):
+    cfg = config()
+    damage(tmp_path / "val", *BAD)
+    with pytest.raises(DataError, match="class0/1.png: the image cannot be read: "):
+        builder.build_evaluator(cfg, builder.build_model(cfg)).evaluate()
+
+
+@pytest.mark.parametrize(("batch_size", "workers"), [(1, 0), (4, 0), (4, 2), (50, 1)])
+def test_where_they_count_as_wrong_the_accuracy_is_that_of_all_images(batch_size, workers, config, tmp_path, capsys):
+    options = [f"dataloader.val.sampler.batch_size={batch_size}", f"dataloader.val.num_workers={workers}"]
+    cfg = config(COUNTED, *options)
+    model = moved(cfg)
+    ranks = ranks_of_the_labels(model, tmp_path / "val")
+    ranks[BAD_NUMBERS] = 99
+    damage(tmp_path / "val", *BAD)
+    setup_logger()
+    whole = builder.build_evaluator(cfg, model)
+    first = whole.evaluate()
+    assert first == pytest.approx({"acc1": 100 * (ranks < 1).mean(), "acc5": 100 * (ranks < 5).mean(), "bad_images": 5})
+    assert 0 < first["acc1"] < first["acc5"] < 100 * 16 / 21
+    assert whole.evaluate() == first
+    output = capsys.readouterr().out
+    assert output.count(f"5 unreadable images counted as wrong, such as {tmp_path}/val/class0/1.png: the image") == 2
+    assert output.count("Evaluate total samples 21") == 2
+
+
+@pytest.mark.parametrize("processes", [2, 3, 25])
+def test_processes_together_count_the_bad_images_of_one(processes, config, tmp_path, monkeypatch):
+    cfg = config(COUNTED)
+    model = moved(cfg)
+    damage(tmp_path / "val", *BAD)
+    alone = counts_of_each_process(1, cfg, model, monkeypatch)[0]
+    shared = counts_of_each_process(processes, cfg, model, monkeypatch)
+    assert (alone[0], alone[3]) == (21, 5)
+    assert shared.sum(axis=0).tolist() == alone.tolist()
+
+
+def test_without_bad_images_the_policy_changes_nothing(config, capsys):
+    cfg = config()
+    model = moved(cfg)
+    strict = builder.build_evaluator(cfg, model).evaluate()
+    setup_logger()
+    cfg = config(COUNTED)
+    assert builder.build_evaluator(cfg, model).evaluate() == {**strict, "bad_images": 0}
+    assert "unreadable" not in capsys.readouterr().out
+
+
+def test_where_all_images_are_bad_there_is_no_accuracy(config, tmp_path):
+    cfg = config(COUNTED)
+    damage(tmp_path / "val", *[f"class{label}/{number}.png" for label in range(7) for number in range(3)])
+    with pytest.raises(DataError, match=f"{tmp_path}/val: none of its 21 images can be used"):
+        builder.build_evaluator(cfg, builder.build_model(cfg)).evaluate()

@@ -91,6 +91,8 @@ class TestResume:
             ({"best": {"acc1": "x"}}, "expected numbers"),
             ({"optimizer": [1]}, "the state of its optimizer, schedule or loss scale is not"),
             ({"lr_scheduler": [1]}, "the state of its optimizer, schedule or loss scale is not"),
+            ({"bad_images": [24]}, "its bad images are [24], expected numbers of the 24 images"),
+            ({"bad_images": {"a": 1}}, "expected numbers of the 24 images"),
         ],
         ids=str,
     )
