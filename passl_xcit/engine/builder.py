@@ -284,12 +284,13 @@ def _build_precision(cfg):
 
 def _settings(cfg, model, dataset):
     """JSON text: all that would make a resumed run differ from one that was not interrupted."""
-    train = cfg["dataloader"]["train"]["dataset"]
+    train, sampler = (cfg["dataloader"]["train"][key] for key in ("dataset", "sampler"))
     nodes = {
         "lr_scheduler": cfg["lr_scheduler"],
         "optimizer": cfg["optimizer"],
         "model": {key: value for key, value in cfg["model"].items() if key != "pretrained_list"},
         "transforms": [train.get("transforms"), train.get("batch_transforms")],
+        "sampler": {key: value for key, value in sampler.items() if key != "batch_size"},
         "accum_steps": cfg.get("accum_steps", 1),
         "AMP": cfg.get("AMP") or {} if cfg.get("use_amp") else None,
         "EMA": [node for node in cfg.get("custom_config") or [] if node["name"] == "EMAHook"],

@@ -113,6 +113,10 @@ class TestContent:
 REFUSED = {  # override of the run that resumes, and what it is told
     "seed=6": "was written with seed 5, this run has 6: resume with the settings it was started with, or start anew",
     "dataloader.train.sampler.batch_size=8": "was written with iters_per_epoch 6, this run has 3",
+    "dataloader.train.sampler.shuffle=false": "was written with sampler.shuffle True, this run has False",
+    "dataloader.train.sampler={name: DistributedRepeatedAugSampler, batch_size: 4, shuffle: true, drop_last: true}": (
+        "was written with sampler.name None, this run has DistributedRepeatedAugSampler"
+    ),
     "model.architecture.depth=2": "was written with model.architecture.depth 1, this run has 2: resume with",
 }
 

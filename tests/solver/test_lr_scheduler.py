@@ -141,6 +141,11 @@ def test_without_that_delay_each_epoch_has_the_rate_of_the_one_after_it(epoch):
     assert on_time == at_epoch(build(OFFICIAL), epoch + 1)
 
 
+def test_a_minimum_as_high_as_the_learning_rate_makes_a_constant():
+    node = {"name": "TimmCosine", "learning_rate": 0.1, "eta_min": 0.1, "T_max": 3}
+    assert walk(build(node, 2), 8) == pytest.approx([0.1] * 8)
+
+
 @pytest.mark.parametrize(("iteration", "epoch"), [(0, 0), (ITERS - 1, 0), (ITERS, 1), (6 * ITERS - 1, 5)])
 def test_the_official_schedule_changes_between_epochs_only(iteration, epoch):
     schedule = build(OFFICIAL)
