@@ -97,6 +97,7 @@ class Trainer:
         self.log = JsonLog(self.output_dir / "log.jsonl")
         self.begun, self.seconds_aside = time.perf_counter(), 0.0
         self.stop = StopRequest()
+        self.at_end = contextlib.ExitStack()  # takes what is to be closed however the training ends
         self.iters_per_epoch = len(train_loader)
         if not self.iters_per_epoch:
             raise DataError(
@@ -148,11 +149,10 @@ class Trainer:
         """
         self.begun = time.perf_counter()
         self.record("begin")
-        try:
-            with self.stop:
-                self._train()
-        finally:
-            self.record("end")
+        with self.at_end:
+            self.at_end.callback(self.record, "end")
+            self.at_end.enter_context(self.stop)
+            self._train()
 
     def _train(self):
         self.model.train()

@@ -20,7 +20,8 @@ class Hook:
         run_stopped                     after a step, instead of all that would follow, where a signal ends the run
 
     Hooks of one stage run in ascending `priority`, equal ones in the order of the config. A hook never touches
-    another hook; what they share is `trainer.state`.
+    another hook; what they share is `trainer.state`. What `run_begin` opens is closed also by an error, if it does
+    `trainer.at_end.callback(file.close)`.
 
     Args:
         priority: replaces the class's own place in the order.

@@ -17,7 +17,7 @@ from tiny_run import json_lines, tiny_run, tiny_trainer
 
 from passl_xcit.engine.checkpoint import link_checkpoint
 from passl_xcit.engine.trainer import Trainer, TrainState
-from passl_xcit.hooks import log_hook, visual_hook
+from passl_xcit.hooks import log_hook
 from passl_xcit.hooks.checkpoint_hook import CheckpointHook
 from passl_xcit.hooks.evaluate_hook import EvaluateHook
 from passl_xcit.hooks.hook import Hook, stages_of
@@ -411,39 +411,6 @@ class TestCheckpointHook:
     def test_a_name_that_could_not_be_filled_in_is_refused_before_training(self, template):
         with pytest.raises(ValueError, match=re.escape(f"a name like 'epoch_{{}}.pdparams', not '{template}'")):
             CheckpointHook(filename_tmpl=template)
-
-
-class TestVisualHook:
-    @pytest.fixture
-    def points(self, monkeypatch):
-        """[(curve, value, step)] and [(parameter, shape, step)] of what is drawn."""
-        scalars, histograms = [], []
-        writer = SimpleNamespace(close=lambda: None)
-        writer.add_scalar = lambda name, value, step: scalars.append((name, value, step))
-        writer.add_histogram = lambda name, values, step: histograms.append((name, values.shape, step))
-        monkeypatch.setattr(visual_hook, "LogWriter", lambda folder: writer)
-        return scalars, histograms
-
-    def test_its_curves_are_those_of_the_log(self, points, tmp_path):
-        tiny_run(tmp_path, "log_config.interval=4", "custom_config=[{name: VisualHook, interval: 4}]")
-        lines = [line for line in json_lines(tmp_path / "out") if line["mode"] == "train"]
-        for name in ("lr", "loss", "acc1"):
-            drawn = [(step, value) for curve, value, step in points[0] if curve == f"train/{name}"]
-            assert drawn == [(line["iter"], line[name]) for line in lines]
-
-    def test_an_evaluation_is_one_point(self, points, tmp_path):
-        visual = "custom_config=[{name: EvaluateHook, interval: 2}, {name: VisualHook}]"
-        tiny_run(tmp_path, "epochs=5", visual)
-        lines = [line for line in json_lines(tmp_path / "out") if line["mode"] == "val"]
-        drawn = [(step, value) for curve, value, step in points[0] if curve == "val/acc1"]
-        assert drawn == [(line["epoch"], line["acc1"]) for line in lines] and len(drawn) == 3
-
-    @pytest.mark.parametrize("histograms", [True, False])
-    def test_each_parameter_has_a_histogram_an_epoch_or_none(self, histograms, points, tmp_path):
-        visual = f"custom_config=[{{name: EvaluateHook}}, {{name: VisualHook, histograms: {histograms}}}]"
-        tiny_run(tmp_path, visual)
-        bias = [point for point in points[1] if point[0] == "head.fc_cls.bias"]
-        assert bias == ([("head.fc_cls.bias", (3,), 1), ("head.fc_cls.bias", (3,), 2)] if histograms else [])
 
 
 @pytest.mark.parametrize(
