@@ -54,7 +54,7 @@ class TeacherCacheHook(Hook):
         if is_main() and not _is_of(path, description):
             write_logits(path, trainer, description)
         wait_for_all()
-        self.logits = np.load(path, mmap_mode="r")
+        self.logits = np.lib.format.open_memmap(path, mode="r")
 
     def train_epoch_begin(self, trainer):
         self.batches = trainer.coming_batches()
