@@ -11,6 +11,7 @@ from passl_xcit.engine import builder
 from passl_xcit.engine.checkpoint import resume, resume_newest
 from passl_xcit.engine.run_lock import run_lock
 from passl_xcit.engine.run_record import write_run_record
+from passl_xcit.engine.run_summary import log_summary
 from passl_xcit.modeling.factory import is_address, local_file
 from passl_xcit.modeling.weights import load_weights
 from passl_xcit.utils import dist
@@ -65,16 +66,22 @@ def _train(cfg, model, resume_from):
         resume(resume_from, trainer)
     if trainer.state.epoch >= trainer.epochs:
         logger.info(f"{trainer.state.epoch} of {trainer.epochs} epochs are done: nothing to train; raise `epochs`")
-        return trainer.state.best
+    else:
+        _train_in_folder(cfg, trainer, resume_from)
+    if dist.is_main():
+        log_summary(trainer)
+    return trainer.state.best
+
+
+def _train_in_folder(cfg, trainer, resumed_from):
     with cfg.errors_name_files():
         _make_folder(trainer.output_dir, "output_dir")
         _make_folder(trainer.checkpoint_dir, "checkpoint.out_dir")
         with run_lock(trainer.output_dir) if dist.is_main() else contextlib.nullcontext():
             log_to_folder(trainer.output_dir, dist.rank())
             if dist.is_main():
-                write_run_record(cfg, trainer, resume_from)
+                write_run_record(cfg, trainer, resumed_from)
             trainer.train()
-    return trainer.state.best
 
 
 def _read_config(config_file, overrides, evaluate_only):

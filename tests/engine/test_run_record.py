@@ -75,7 +75,12 @@ class TestConfig:
 class TestRecord:
     def test_its_keys_are_the_documented_ones(self, tmp_path):
         tiny_run(tmp_path, "epochs=1")
-        table = (ROOT / "docs" / "training.md").read_text(encoding="utf-8").partition("### run.json")[2]
+        table = (
+            (ROOT / "docs" / "training.md")
+            .read_text(encoding="utf-8")
+            .partition("### run.json")[2]
+            .partition("\n##")[0]
+        )
         documented = [key for row in re.findall(r"^\| (`.*?) \|", table, re.M) for key in re.findall(r"`(\w+)`", row)]
         assert list(starts(tmp_path / "out")[0]) == documented
 
