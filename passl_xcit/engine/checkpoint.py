@@ -264,6 +264,8 @@ def optimizer_arrays(optimizer, model):
 
 def set_optimizer_arrays(optimizer, model, arrays, source):
     """Copy what `optimizer_arrays` returned into `optimizer`; CheckpointError unless every entry fits."""
+    if not arrays:  # saved before the first update
+        return
     _make_accumulators(optimizer, model)
     accumulators = _accumulators(optimizer, model)
     if set(arrays) != set(accumulators):

@@ -152,7 +152,10 @@ class Trainer:
         with self.at_end:
             self.at_end.callback(self.record, "end")
             self.at_end.enter_context(self.stop)
-            self._train()
+            try:
+                self._train()
+            except EvaluationStopped:
+                self._stop_run()
 
     def _train(self):
         self.model.train()
@@ -169,13 +172,16 @@ class Trainer:
                 self.call_hooks("train_iter_end")
                 if self.stop.agreed(self.state.iter):
                     self._stop_run()
-            self.state.epoch += 1
-            try:
-                self.call_hooks("train_epoch_end")
-            except EvaluationStopped:
-                self.state.epoch -= 1  # its end is still to come when the run is resumed
-                self._stop_run()
+            self._finish_epoch()
         self.call_hooks("run_end")
+
+    def _finish_epoch(self):
+        self.state.epoch += 1
+        try:
+            self.call_hooks("train_epoch_end")
+        except EvaluationStopped:
+            self.state.epoch -= 1  # its end is still to come when the run is resumed
+            raise
 
     def _stop_run(self):
         self.call_hooks("run_stopped")

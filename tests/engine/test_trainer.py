@@ -251,3 +251,31 @@ class TestSignals:
         with pytest.raises(KeyboardInterrupt):
             trainer.train()
         assert not (tmp_path / "out" / "interrupted.pdparams").exists()
+
+
+class Ask(Hook):
+    """Asks for a stop, as SIGTERM does, at one stage and iteration, before the hooks of that stage run."""
+
+    def __init__(self, stage, iteration):
+        super().__init__(priority=1)
+        self.iteration = iteration
+        setattr(self, stage, self.ask)
+
+    def ask(self, trainer):
+        if trainer.state.iter == self.iteration:
+            trainer.stop.number = signal.SIGTERM
+
+
+@pytest.mark.parametrize("stage, iteration", [("run_begin", 0), ("train_epoch_end", 6), ("train_epoch_end", 12)])
+def test_an_evaluation_that_is_broken_off_is_made_again_and_nothing_differs(stage, iteration, tmp_path):
+    """The evaluation before training, after an epoch, and after the last one."""
+    whole, resumed = two_runs(tmp_path)
+    every = ("custom_config=[{name: EvaluateHook, init_eval: true}, {name: EMAHook, decay: 0.9}]",)
+    tiny_run(tmp_path, whole, *every)
+    with pytest.raises(TrainingStopped, match=f"stopped by SIGTERM after {iteration} iterations; go on with --resume"):
+        tiny_trainer(tmp_path, resumed, *every, hooks=[Ask(stage, iteration)]).train()
+    assert (tmp_path / "resumed" / "interrupted.pdparams").exists()
+    tiny_run(tmp_path, resumed, *every, resume_from="auto")
+    assert not (tmp_path / "resumed" / "interrupted.pdparams").exists()
+    for name in ("latest.pdparams", "best.pdparams", "best_ema.pdparams"):
+        assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
