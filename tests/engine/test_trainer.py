@@ -32,9 +32,12 @@ def run_until(iterations, stage, folder, *overrides):
     return trainer
 
 
+RUNS = ("whole", "resumed")
+
+
 def two_runs(folder):
     """The overrides that send two runs of `folder` to folders of their own."""
-    return f"output_dir={folder}/whole", f"output_dir={folder}/resumed"
+    return [f"output_dir={folder}/{name}" for name in RUNS]
 
 
 @pytest.mark.slow
@@ -277,5 +280,5 @@ def test_an_evaluation_that_is_broken_off_is_made_again_and_nothing_differs(stag
     assert (tmp_path / "resumed" / "interrupted.pdparams").exists()
     tiny_run(tmp_path, resumed, *every, resume_from="auto")
     assert not (tmp_path / "resumed" / "interrupted.pdparams").exists()
-    for name in ("latest.pdparams", "best.pdparams", "best_ema.pdparams"):
-        assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    files = {folder: {p.name: p.read_bytes() for p in (tmp_path / folder).glob("*.pdparams")} for folder in RUNS}
+    assert "latest.pdparams" in files["whole"] and files["whole"] == files["resumed"]
