@@ -87,6 +87,21 @@ def test_arrays_of_every_type_and_layout_arrive(use_shared_memory):
         assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
 
 
+def file_systems():
+    """{first address: (device, name)} of what this process has mapped."""
+    lines = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
+    return {int(line[0].split("-")[0], 16): (line[3], line[5] if len(line) > 5 else "") for line in lines}
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="no memory files here")
+def test_what_lies_in_shared_memory_is_no_part_of_dev_shm_whose_size_is_limited_in_containers():
+    ((array,),) = in_workers(lambda task, progress: [np.ones(300_000)], [0], 1)
+    device, name = file_systems()[array.ctypes.data]
+    assert name == "/memfd:batch (deleted)"
+    limited = os.stat("/dev/shm").st_dev
+    assert device != f"{os.major(limited):02x}:{os.minor(limited):02x}"
+
+
 def test_a_system_without_memory_files_uses_the_pipe(monkeypatch):
     monkeypatch.delattr(os, "memfd_create", raising=False)
     assert len(list(in_workers(process_number, range(4), 2))) == 4

@@ -1,15 +1,17 @@
 """Trainings on data as users have them: some images bad, all bad, too few, wrong lists."""
 
+import os
 import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tiny_run import Stop, json_lines, tiny_config, tiny_run, tiny_trainer, write_images
+from tiny_run import Stop, json_lines, start, tiny_config, tiny_dict, tiny_file, tiny_run, tiny_trainer, write_images
 
 from passl_xcit.datasets import dataloader
 from passl_xcit.engine.checkpoint import resume, save_checkpoint
@@ -17,6 +19,7 @@ from passl_xcit.modeling.checkpoint_formats import read_file
 from passl_xcit.utils.errors import DataError
 
 SKIP = ["dataloader.train.dataset.on_bad_image=skip", "dataloader.train.dataset.max_bad_share=0.21"]  # 5 of 24
+PROGRAM = Path(__file__).with_name("worker_that_fails.py")
 FIVE = ("class0/1.png", "class0/2.png", "class0/7.png", "class1/0.png", "class2/7.png")
 FIVE_NUMBERS = [1, 2, 7, 8, 23]
 
@@ -173,3 +176,35 @@ def test_a_list_may_hold_paths_with_blanks(tmp_path):
     names = [f"{folder}/{number}.png" for folder in ("a class", "class1") for number in range(8)]
     (tmp_path / "train" / "list.txt").write_text("".join(f"{name} {name[0] == 'c':d}\n" for name in names))
     tiny_run(tmp_path, "epochs=1", "dataloader.train.dataset.list_file=list.txt")
+
+
+# Data workers that fail.
+
+FAILURES = {
+    "raise": r"IMAGE: Traceback",
+    "exit": r"error: data worker [01] ended with exit code 9 at IMAGE\n$",
+    "kill": r"error: data worker [01] was killed by SIGKILL at IMAGE; the system may lack memory: try a smaller ",
+    "segfault": r"error: data worker [01] was killed by SIGSEGV at IMAGE\n$",
+    "hang": r"error: data worker [01] hangs at IMAGE: no batch in 2 s \(timeout\)\n$",
+    "shape": r"error: images of different sizes in one batch \(\(3, 3, 3\) from IMAGE, \(3, 8, 8\) from .*\): add a ",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", FAILURES)
+def test_a_worker_that_fails_ends_the_program_in_time_with_the_image_and_no_process_left(how, tmp_path):
+    transforms = [{"name": "Fail", "how": how}, *tiny_dict(tmp_path)["dataloader"]["train"]["dataset"]["transforms"]]
+    overrides = [
+        "dataloader.train.loader={num_workers: 2, timeout: 2}",
+        f"dataloader.train.dataset.transforms={transforms}",
+    ]
+    image = tmp_path / "train" / "class1" / "3.png"
+    Image.new("RGB", (8, 8)).save(image)
+    options = [argument for override in overrides for argument in ("-o", override)]
+    process = start("-c", tiny_file(tmp_path), *options, before=(PROGRAM,), start_new_session=True)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and re.search(FAILURES[how].replace("IMAGE", re.escape(str(image))), errors), errors
+    assert how == "raise" or errors.count("\n") == 1
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    assert not list((tmp_path / "out").glob("*.pdparams"))
