@@ -8,13 +8,35 @@ logger = get_logger(TRAINER)
 
 COUNTERS = ("epoch", "iter", "samples", "elapsed")
 ACCURACIES = ("acc1", "acc5")
-EVALUATIONS = {"val": ("", "best.pdparams"), "val_ema": ("EMA ", "best_ema.pdparams")}
+EVALUATIONS = ("val", "val_ema")
 
 
 def log_summary(trainer):
-    """Print the lines of `summary`, from what `log.jsonl` holds: all starts of the run count, not this one alone."""
-    for line in summary(entries_that_count(trainer.log.read()), trainer.output_dir, trainer.checkpoint_dir):
+    """Print the lines of `summary`."""
+    for line in summary(trainer):
         logger.info(line)
+
+
+def summary(trainer):
+    """The lines of text that sum up the run in the folder of `trainer`, over all its starts.
+
+    The best evaluations are those of the checkpoint, the rest stands in `log.jsonl`; nothing is said of what that lost.
+    """
+    entries = entries_that_count(trainer.log.read())
+    if not entries or entries[-1]["iter"] != trainer.state.iter:  # the disk was full, or the log is another run's
+        entries = []
+    yield from _results("", trainer.state.best, _of_mode("val", entries), trainer.checkpoint_dir, "best.pdparams")
+    averages = _of_mode("val_ema", entries)
+    yield from _results("EMA ", trainer.state.best_ema, averages, trainer.checkpoint_dir, "best_ema.pdparams")
+    starts = _starts(entries)
+    images = starts[-1][-1]["samples"] - starts[0][0]["samples"] if starts else 0
+    seconds = sum(start[-1]["elapsed"] for start in starts)
+    if images > 0 and seconds > 0:
+        took = f"{datetime.timedelta(seconds=round(seconds))}, {images / seconds:.1f} images/s"
+        yield f"trained on {images:,} images in {took} with evaluations and checkpoints"
+    curves = trainer.output_dir / "visual_dl"
+    shown = f"; curves: visualdl --logdir {curves}" if curves.is_dir() else ""
+    yield f"log: {trainer.output_dir / 'log.txt'}, log.jsonl{shown}"
 
 
 def entries_that_count(entries):
@@ -33,28 +55,17 @@ def _is_whole(entry):
     return "mode" in entry and all(isinstance(entry.get(key), (int, float)) for key in needed)
 
 
-def summary(entries, output_dir, checkpoint_dir):
-    """The lines of text that sum up a run; there are none of what its entries do not tell."""
-    for mode, (label, best_file) in EVALUATIONS.items():
-        evaluations = [entry for entry in entries if entry["mode"] == mode]
-        if evaluations:
-            best = max(evaluations, key=lambda entry: entry["acc1"])  # the first of equal ones, as in the checkpoint
-            yield _result(f"best {label}", best, checkpoint_dir / best_file)
-            yield _result(f"last {label}", evaluations[-1], checkpoint_dir / "latest.pdparams")
-    starts = _starts(entries)
-    images = starts[-1][-1]["samples"] - starts[0][0]["samples"] if starts else 0
-    seconds = sum(start[-1]["elapsed"] for start in starts)
-    if images > 0 and seconds > 0:
-        took = f"{datetime.timedelta(seconds=round(seconds))}, {images / seconds:.1f} images/s"
-        yield f"trained on {images:,} images in {took} with evaluations and checkpoints"
-    curves = output_dir / "visual_dl"
-    shown = f"; curves: visualdl --logdir {curves}" if curves.is_dir() else ""
-    yield f"log: {output_dir / 'log.txt'}, log.jsonl{shown}"
+def _of_mode(mode, entries):
+    return [entry for entry in entries if entry["mode"] == mode]
 
 
-def _result(which, entry, path):
-    file = f": {path}" if path.is_file() else ""
-    return f"{which}acc1 {entry['acc1']:.3f}, acc5 {entry['acc5']:.3f} after epoch {entry['epoch']}{file}"
+def _results(label, best, evaluations, folder, best_file):
+    """The lines of the best evaluation and of the last one, as far as they are known."""
+    for which, found, name in (("best", best, best_file), ("last", (evaluations or [{}])[-1], "latest.pdparams")):
+        if all(key in found for key in (*ACCURACIES, "epoch")):
+            file = f": {folder / name}" if (folder / name).is_file() else ""
+            accuracies = f"acc1 {found['acc1']:.3f}, acc5 {found['acc5']:.3f}"
+            yield f"{which} {label}{accuracies} after epoch {found['epoch']}{file}"
 
 
 def _starts(entries):

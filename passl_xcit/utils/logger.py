@@ -89,10 +89,10 @@ class JsonLog:
                 _warn_of_lost_lines(self.path, error)
 
     def read(self):
-        """The entries, oldest first, without lines that were never finished; none where there is no file."""
+        """The entries, oldest first, without lines that were never finished; none if the file cannot be read."""
         try:
             lines = self.path.read_bytes().split(b"\n")
-        except FileNotFoundError:
+        except OSError:
             return []
         entries = []
         for line in lines:

@@ -123,6 +123,17 @@ def test_only_the_first_process_prints_and_each_has_its_log_file(run):
 
 
 @pytest.mark.slow
+def test_each_log_file_holds_the_lines_of_its_own_process(run):
+    """All of them, with the losses of its own share of the batches; checkpoints are the first one's."""
+    logs = [(run[0] / "out" / name).read_text() for name in ("log.txt", "log.txt.rank1")]
+    lines = [re.findall(r"Epoch \[(\d)/2\]\[(\d)/6\]\t.* loss (\S+) .*, images/s: ", text) for text in logs]
+    places = [[line[:2] for line in found] for found in lines]
+    assert places[0] == places[1] == [(str(epoch), str(number)) for epoch in (1, 2) for number in range(6)]
+    assert lines[0] != lines[1]
+    assert [("Configs: " in text, "Saving checkpoint" in text) for text in logs] == [(True, True), (True, False)]
+
+
+@pytest.mark.slow
 def test_two_processes_resume_what_one_has_begun_with_the_same_steps_and_learning_rates(tmp_path):
     """4 images a step, then 2 + 2; learning rates are scaled, and images repeated: 24 in 6 steps."""
     scaled = "lr_scheduler={name: TimmCosine, learning_rate: 0.01, base_batch_size: 2, T_max: 2, decay_unit: step}"

@@ -156,6 +156,7 @@ class TestJsonLog:
 
     def test_a_file_that_is_not_there_has_no_entries(self, tmp_path):
         assert JsonLog(tmp_path / "log.jsonl").read() == []
+        assert JsonLog(tmp_path).read() == []  # nor has a folder
 
     def test_lines_that_are_no_objects_are_left_out(self, tmp_path):
         (tmp_path / "log.jsonl").write_bytes(b'{"a": 1}\n\xff\xfe\n17\n\n{"b": NaN\n{"c": 3}')
