@@ -23,6 +23,8 @@ import numpy as np
 from passl_xcit.utils.errors import DataError
 
 NO_SAMPLE = -1
+# What a terminal or a scheduler sends to every process of a group; the main one decides.
+FOR_THE_MAIN_PROCESS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 # Paddle replaces these handlers when it is imported; its own ones are not made for a forked process.
 TAKEN_OVER = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGBUS)
 
@@ -180,7 +182,7 @@ def _nothing_inherited_is_collected():
 def _work(pipe, not_ours, load, position, shared, parent):
     """Answer the tasks from `pipe` until the main process is gone."""
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):  # these can reach every process; the main one decides
+        for number in FOR_THE_MAIN_PROCESS:
             signal.signal(number, signal.SIG_IGN)
         for number in TAKEN_OVER:
             signal.signal(number, signal.SIG_DFL)

@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import paddle
 
+from passl_xcit.hooks.checkpoint_hook import INTERRUPTED
 from passl_xcit.modeling.checkpoint_formats import read_file, write_file
 from passl_xcit.modeling.state_dict import MATHS, state_dict_of
 from passl_xcit.modeling.weights import set_weights, switch_maths
+from passl_xcit.utils.dist import world_size
 from passl_xcit.utils.errors import CheckpointError, TrainingError
 from passl_xcit.utils.logger import TRAINER, get_logger
 from passl_xcit.utils.registry import join
@@ -30,8 +32,10 @@ BEST_EMA = "best_ema.pdparams"  # a weight file, not a checkpoint
 MASTER = "master_weight"
 
 
-def save_checkpoint(path, trainer, save_optimizer=True):
+def save_checkpoint(path, trainer, save_optimizer=True, before_rename=None):
     """Write the state of `trainer` to `path`: the old file or the new one is there, whatever happens.
+
+    `before_rename(file)` is called when the new one is whole, but still has another name.
 
     Raises:
         TrainingError: a weight is not finite; nothing is written.
@@ -51,8 +55,9 @@ def save_checkpoint(path, trainer, save_optimizer=True):
         **{name: getattr(state, name) for name in COUNTERS},
         "bad_images": list(trainer.train_loader.bad_images),
         **trainer.identity(),
+        "processes": world_size(),
     }
-    _write(path, tree)
+    _write(path, tree, before_rename)
 
 
 def save_ema(path, trainer):
@@ -83,12 +88,12 @@ def _arrays(tensors):
     return arrays
 
 
-def _write(path, tree):
+def _write(path, tree, before_rename=None):
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from error
-    write_file(path, tree)
+    write_file(path, tree, before_rename)
 
 
 def resume(path, trainer):
@@ -105,6 +110,7 @@ def resume(path, trainer):
     _check_identity(tree, trainer.identity(), path)
     _check_state(tree, trainer.iters_per_epoch, path)
     bad_images = _bad_images(tree, len(trainer.train_loader.dataset), path)
+    _tell_processes(tree.get("processes"), path)
     _set_arrays(trainer, tree, path)
     trainer.lr_scheduler.set_state_dict(tree["lr_scheduler"])
     for name in ("epoch", "iter", "samples", "best", "best_ema", *COUNTERS):
@@ -117,9 +123,12 @@ def go_back(folder, trainer):
     """Give `trainer` weights, moments and averages of its newest checkpoint, but let it go on where it is.
 
     Returns:
-        Whether there is one: an undamaged file of this run.
+        Whether there is one: an undamaged file of this run. Where a signal stopped it does not count, so that a run
+        that was stopped goes back as far as one that was not.
     """
     for path in checkpoints_in(folder):
+        if path.stem in LINKS or path.name == INTERRUPTED:
+            continue
         try:
             tree = read_file(path)
         except CheckpointError as error:
@@ -162,6 +171,15 @@ def _check_identity(tree, identity, path):
         raise CheckpointError(
             f"{path}: was written with {name} {old}, this run has {new}: "
             "resume with the settings it was started with, or start anew with --load"
+        )
+
+
+def _tell_processes(before, path):
+    """Say what a resumed run with as many images a step, but on more or fewer processes, does differently."""
+    if before != world_size():
+        logger.warning(
+            f"{path}: was written by a run of {before} processes, this one has {world_size()}: each step has the same "
+            "images, but other draws (dropout, Mixup) and other BatchNorm statistics: expect slightly other weights"
         )
 
 
@@ -236,13 +254,14 @@ def checkpoints_in(folder):
     """Paths of the checkpoints in `folder`, the last written first; one of several names (`latest`) of a file.
 
     The numbers in their names count epochs or iterations, and those of an earlier run in the folder may be higher.
+    A file that is only `latest` or `best` comes after all others: a kill kept its save from its end (CheckpointHook).
     """
     files = {}
     paths = [path for path in Path(folder).glob("*.pdparams") if path.is_file() and path.name != BEST_EMA]
     for path in sorted(paths, key=lambda path: path.stem in LINKS, reverse=True):
         info = path.stat()
-        files[info.st_ino] = (info.st_mtime_ns, path)
-    return [path for _, path in sorted(files.values(), reverse=True)]
+        files[info.st_ino] = (path.stem not in LINKS, info.st_mtime_ns, path)
+    return [path for _, _, path in sorted(files.values(), reverse=True)]
 
 
 def link_checkpoint(path, name):
@@ -250,11 +269,13 @@ def link_checkpoint(path, name):
     temporary = Path(name).with_name(f".{Path(name).name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
     try:
-        os.link(path, temporary)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(path, temporary)
-    os.replace(temporary, name)
-    temporary.unlink(missing_ok=True)  # to rename one name of a file to another of its names does nothing
+        try:
+            os.link(path, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, temporary)
+        os.replace(temporary, name)
+    finally:
+        temporary.unlink(missing_ok=True)  # to rename one name of a file to another of its names does nothing
 
 
 def optimizer_arrays(optimizer, model):

@@ -7,7 +7,7 @@ import paddle
 
 from passl_xcit.modeling.formats.new_file import replace_file
 from passl_xcit.utils.dist import rank
-from passl_xcit.utils.errors import TrainingError
+from passl_xcit.utils.errors import CheckpointError, TrainingError
 from passl_xcit.utils.logger import TRAINER, get_logger
 
 logger = get_logger(TRAINER)
@@ -97,7 +97,10 @@ class NonFiniteGuard:
 
     def _give_up(self, trainer, images, loss, norm):
         path = trainer.output_dir / ("non_finite.json" if rank() == 0 else f"non_finite.rank{rank()}.json")
-        write_diagnosis(path, trainer, images, loss, norm)
+        try:
+            write_diagnosis(path, trainer, images, loss, norm)
+        except CheckpointError as error:  # a full disk keeps no run from going back
+            logger.error(str(error))
         state = trainer.state
         if self.then == "go_back" and state.returns < self.max_returns and trainer.go_back():
             state.returns, state.skipped_in_row = state.returns + 1, 0

@@ -160,7 +160,10 @@ class Trainer:
     def _train(self):
         self.model.train()
         self._log_hooks()
-        self.call_hooks("run_begin")
+        try:
+            self.call_hooks("run_begin")
+        except EvaluationStopped:
+            self._stop_run()
         while self.state.epoch < self.epochs and not self.state.finished:
             self.call_hooks("train_epoch_begin")
             self.train_loader.set_position(self.state.epoch, self.inner_position)
@@ -184,7 +187,8 @@ class Trainer:
             raise
 
     def _stop_run(self):
-        self.call_hooks("run_stopped")
+        if self.state.iter:  # before, there is nothing to save
+            self.call_hooks("run_stopped")
         number, iterations = self.stop.number or signal.SIGTERM, self.state.iter
         text = f"stopped by {signal.Signals(number).name} after {iterations} iterations; go on with --resume auto"
         raise TrainingStopped(text, number)
@@ -272,12 +276,12 @@ class Trainer:
         with self.aside(), self.precision.evaluation():
             metrics = self.evaluator.evaluate(max(1, self.state.epoch), label, interrupted)
         self.record(mode, **metrics)
-        if metrics["acc1"] > best.get("acc1", -1.0):
+        if metrics["acc1"] > best.get("acc1", -1.0) and not self.state.skipped_in_row:  # or no checkpoint is written
             best = {**metrics, "epoch": self.state.epoch, "iter": self.state.iter}
         return metrics, best
 
-    def save_checkpoint(self, path, save_optimizer=True):
-        checkpoint.save_checkpoint(path, self, save_optimizer)
+    def save_checkpoint(self, path, save_optimizer=True, before_rename=None):
+        checkpoint.save_checkpoint(path, self, save_optimizer, before_rename)
 
     def save_ema(self, path):
         """Write the moving average as a weight file."""

@@ -7,7 +7,7 @@ from typing import Optional
 
 from passl_xcit.hooks.hook import Hook
 from passl_xcit.utils.dist import is_main, wait_for_all
-from passl_xcit.utils.errors import CheckpointError
+from passl_xcit.utils.errors import CheckpointError, TrainingError
 from passl_xcit.utils.logger import TRAINER, get_logger
 from passl_xcit.utils.registry import HOOKS
 
@@ -57,9 +57,10 @@ class CheckpointHook(Hook):
 
     def run_begin(self, trainer):
         """Remove what a killed run was writing."""
-        if is_main():
-            for path in self._folder(trainer).glob(".*.pdparams.*.tmp"):
-                if not _is_running(path.suffixes[-2]):
+        for folder in {self._folder(trainer), Path(trainer.output_dir)} if is_main() else ():
+            for path in folder.glob(".*.tmp"):
+                owner = re.fullmatch(r"\..+\.(\d+)\.tmp", path.name)
+                if owner and not _is_writing(int(owner[1])):
                     path.unlink()
 
     def train_iter_end(self, trainer):
@@ -93,24 +94,30 @@ class CheckpointHook(Hook):
         logger.info(f"Saving checkpoint at {number} {unit}")
         try:
             self._write(trainer, number, name)
-        except (CheckpointError, OSError) as error:
+        except (CheckpointError, OSError, TrainingError) as error:
             if not may_fail:
                 raise
             logger.error(f"{error}; the training goes on, and the checkpoints before stay as they are")
 
     def _write(self, trainer, number, name):
-        folder, state = self._folder(trainer), trainer.state
+        folder = self._folder(trainer)
         path = folder / (name or self.template.format(number))
-        trainer.save_checkpoint(path, self.save_optimizer)
-        if self.create_symlink:
-            trainer.link_checkpoint(path, folder / "latest.pdparams")
-        if state.best.get("iter") == state.iter:
-            trainer.link_checkpoint(path, folder / "best.pdparams")
-        if state.best_ema.get("iter") == state.iter:
-            trainer.save_ema(folder / "best_ema.pdparams")
+        # Its own name comes last: a run that is killed before goes on at the checkpoint before, and gives all names
+        # anew. One that is killed behind it never comes here again.
+        trainer.save_checkpoint(path, self.save_optimizer, lambda file: self._give_names(trainer, folder, file))
         if not name:
             (folder / INTERRUPTED).unlink(missing_ok=True)
             self._prune(folder, number)
+
+    def _give_names(self, trainer, folder, file):
+        """Let `best_ema`, `best` and `latest` in `folder` be what the new checkpoint `file` says."""
+        state = trainer.state
+        if state.best_ema.get("iter") == state.iter:
+            trainer.save_ema(folder / "best_ema.pdparams")
+        if state.best.get("iter") == state.iter:
+            trainer.link_checkpoint(file, folder / "best.pdparams")
+        if self.create_symlink:
+            trainer.link_checkpoint(file, folder / "latest.pdparams")
 
     def _folder(self, trainer):
         return Path(self.out_dir or trainer.output_dir)
@@ -124,15 +131,15 @@ class CheckpointHook(Hook):
             (folder / self.template.format(number)).unlink()
 
 
-def _is_running(suffix):
-    """Whether the process whose number is in a temporary file's suffix `.123` still runs."""
+def _is_writing(process):
+    """Whether the process of this number may still write; ours does not, but a killed run can have had its number."""
     try:
-        os.kill(int(suffix[1:]), 0)
-    except (ValueError, ProcessLookupError):
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
-        pass
-    return True
+        return True
+    return process != os.getpid()
 
 
 HOOKS.register(CheckpointHook)

@@ -146,7 +146,7 @@ def _check_digest(tree, path):
         raise CheckpointError(f"{path}: is damaged: digest differs; use an older checkpoint or copy the file again")
 
 
-def write_file(path, tree):
+def write_file(path, tree, before_rename=None):
     """Write `tree` so that `path` holds the whole new file or, whatever happens, still the old one.
 
     The file is a pickle as PASSL's checkpoints are: `paddle.load` reads it, and so does `read_file`. A digest is
@@ -155,6 +155,7 @@ def write_file(path, tree):
     Args:
         path: str or path, in a folder that exists.
         tree: dict of numpy arrays, str, int, float, bool, None, and dicts, lists and tuples of these.
+        before_rename: see `replace_file`.
 
     Raises:
         TypeError, ValueError: a value that cannot be stored; the text names its place in the tree.
@@ -163,7 +164,7 @@ def write_file(path, tree):
     if DIGEST in tree:
         raise ValueError(f"{DIGEST}: this key is kept for the file's own digest")
     complete = {**tree, DIGEST: digest_of(tree)}
-    replace_file(path, lambda file: paddle_pickle.dump(complete, file.write))
+    replace_file(path, lambda file: paddle_pickle.dump(complete, file.write), before_rename)
 
 
 def write_torch(path, tree):

@@ -1,6 +1,7 @@
 """What a checkpoint holds, what is refused, which one `--resume auto` takes, and what a killed run leaves."""
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -14,7 +15,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tiny_run import json_lines, start, tiny_file, tiny_run, tiny_trainer
 
-from passl_xcit.engine.checkpoint import link_checkpoint, optimizer_arrays, resume, resume_newest, save_checkpoint
+from passl_xcit.engine.checkpoint import (
+    checkpoints_in,
+    link_checkpoint,
+    optimizer_arrays,
+    resume,
+    resume_newest,
+    save_checkpoint,
+)
 from passl_xcit.hooks.checkpoint_hook import CheckpointHook
 from passl_xcit.modeling.checkpoint_formats import read_file, write_file
 from passl_xcit.modeling.weights import load_weights
@@ -256,6 +264,21 @@ class TestLinks:
         link_checkpoint(tmp_path / "epoch_1", tmp_path / "latest")
         assert (tmp_path / "latest").read_text() == "weights"
 
+    def test_a_copy_that_fails_leaves_no_half_of_it(self, tmp_path, monkeypatch):
+        def refuse(source, target):
+            raise OSError(95, "Operation not supported")
+
+        def half(source, target):
+            target.write_text("wei")
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "link", refuse)
+        monkeypatch.setattr(shutil, "copyfile", half)
+        (tmp_path / "epoch_1").write_text("weights")
+        with pytest.raises(OSError, match="No space left"):
+            link_checkpoint(tmp_path / "epoch_1", tmp_path / "latest")
+        assert [path.name for path in tmp_path.iterdir()] == ["epoch_1"]
+
 
 def exit_code_when_killed_at(step, action):
     """Run `action` in a child process that dies, as from kill -9, at its file operation number `step`."""
@@ -292,6 +315,29 @@ def test_killed_at_any_step_of_saving_a_run_can_be_resumed(trained):
             read_file(folder / name)
     assert codes[:-1] == [9] * (len(codes) - 1) and len(codes) > 8
     assert not (folder / "epoch_1.pdparams").exists()
+
+
+def test_a_checkpoint_that_a_run_goes_on_from_has_all_its_names(tmp_path):
+    """Killed at any step of its first save or of a later one, which is the best each time, and so is its average."""
+    trainer = tiny_trainer(tmp_path, "epochs=1", "custom_config=[{name: EMAHook}]")
+    trainer.train()
+    hook = next(hook for hook in trainer.hooks if isinstance(hook, CheckpointHook))
+    folder = hook.out_dir = tmp_path / "names"
+    trainer.state.best = trainer.state.best_ema = {"acc1": 50.0, "iter": 6}
+    for codes in ([], []):  # of the first epoch, and of the second
+        while 0 not in codes:
+            shutil.copytree(folder, tmp_path / "before") if folder.exists() else (tmp_path / "before").mkdir()
+            codes.append(exit_code_when_killed_at(len(codes) + 1, lambda: hook.train_epoch_end(trainer)))
+            if checkpoints_in(folder)[:1] == [folder / f"epoch_{trainer.state.epoch}.pdparams"]:
+                for name in ("latest.pdparams", "best.pdparams", "best_ema.pdparams"):
+                    assert read_file(folder / name)["epoch"] == trainer.state.epoch, name
+            if 0 not in codes:
+                shutil.rmtree(folder)
+                (tmp_path / "before").rename(folder)
+        shutil.rmtree(tmp_path / "before")
+        assert codes[:-1] == [9] * (len(codes) - 1) and len(codes) > 10
+        trainer.state.epoch, trainer.state.iter = 2, 12
+        trainer.state.best = trainer.state.best_ema = {"acc1": 60.0, "iter": 12}
 
 
 @pytest.mark.slow

@@ -15,10 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tiny_run import json_lines, tiny_run, tiny_trainer
 
+from passl_xcit.engine import gradients
 from passl_xcit.engine.gradients import NonFiniteGuard, global_norm, parts
 from passl_xcit.hooks.hook import Hook
 from passl_xcit.modeling.checkpoint_formats import read_file
-from passl_xcit.utils.errors import ConfigError, DataError, TrainingError
+from passl_xcit.utils.errors import CheckpointError, ConfigError, DataError, TrainingError
 
 CROSSVIT = (  # no BatchNorm, whose statistics would be those of a part
     "model.architecture={name: CrossViT, img_size: [8, 8], patch_size: [4, 8], embed_dim: [8, 8], "
@@ -131,6 +132,18 @@ class Poison(Hook):
         )
 
 
+class Overflow(Hook):
+    """Makes a weight infinite when so many iterations are finished."""
+
+    def __init__(self, iterations):
+        super().__init__()
+        self.iterations = iterations
+
+    def train_iter_end(self, trainer):
+        if trainer.state.iter == self.iterations:
+            trainer.model.head.fc_cls.bias.set_value(paddle.to_tensor([float("inf"), 0.0, 0.0]))
+
+
 def poisoned(folder, iterations, *overrides):
     trainer = tiny_trainer(folder, *overrides)
     Poison(trainer, iterations)
@@ -219,6 +232,36 @@ class TestNonFinite:
         trainer.train()
         assert sorted(path.name for path in (tmp_path / "out").glob("epoch_*")) == ["epoch_2.pdparams"]
         assert "no checkpoint at 1 epochs: the last update was left out" in capsys.readouterr().out
+
+    def test_the_best_is_one_that_is_saved(self, tmp_path):
+        trainer = poisoned(tmp_path, {6})
+        answers = iter([90.0, 10.0])
+        trainer.evaluator.evaluate = lambda *_: {"acc1": next(answers), "acc5": 100.0}
+        trainer.train()
+        assert read_file(tmp_path / "out" / "best.pdparams")["best"]["acc1"] == 10.0
+
+    def test_weights_are_not_saved_and_the_training_goes_back(self, tmp_path, capsys):
+        """An update with a finite gradient can overflow, as with a learning rate of 1e30."""
+        every = "checkpoint={name: CheckpointHook, by_epoch: false, interval: 3}"
+        trainer = tiny_trainer(tmp_path, every, "non_finite={max_skips: 0, then: go_back}", hooks=[Overflow(9)])
+        trainer.train()
+        assert sorted(path.name for path in (tmp_path / "out").glob("iter_*")) == [
+            f"iter_{number}.pdparams" for number in (12, 3, 6)
+        ]
+        output = capsys.readouterr().out
+        assert "1 weights are no longer finite, the first is head.fc_cls.bias: they are not saved" in output
+        assert f"going on with the weights of {tmp_path}/out/iter_6.pdparams" in output
+        assert (trainer.state.skipped, trainer.state.returns) == (1, 1)
+
+    def test_a_diagnosis_that_cannot_be_written_keeps_no_run_from_going_back(self, tmp_path, monkeypatch, capsys):
+        def full(path, *_):
+            raise CheckpointError(f"{path}: cannot be written: No space left on device")
+
+        monkeypatch.setattr(gradients, "write_diagnosis", full)
+        trainer = poisoned(tmp_path, {9}, "non_finite={max_skips: 0, then: go_back}")
+        trainer.train()
+        assert trainer.state.returns == 1
+        assert "non_finite.json: cannot be written: No space left on device" in capsys.readouterr().out
 
     @pytest.mark.parametrize(
         "arguments, text",

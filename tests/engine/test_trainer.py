@@ -249,6 +249,18 @@ class TestSignals:
                 assert array.tobytes() == parts[kind][name].tobytes(), name
         assert not (tmp_path / "parts" / "interrupted.pdparams").exists()
 
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+    def test_a_run_that_is_stopped_in_its_first_evaluation_saves_nothing_and_begins_anew(self, number, tmp_path):
+        init = "custom_config.0.init_eval=true"
+        trainer = tiny_trainer(tmp_path, init)
+        count = trainer.evaluator._count
+        trainer.evaluator._count = lambda stopped: signal.raise_signal(number) or count(stopped)
+        with pytest.raises(TrainingStopped, match="after 0 iterations; go on with --resume auto"):
+            trainer.train()
+        assert not list((tmp_path / "out").glob("*.pdparams"))
+        tiny_run(tmp_path, init, resume_from="auto")
+        assert [line["epoch"] for line in json_lines(tmp_path / "out") if line["mode"] == "val"] == [0, 1, 2]
+
     def test_a_second_ctrl_c_stops_at_once(self, tmp_path):
         trainer = tiny_trainer(tmp_path, hooks=[Signal(2, signal.SIGINT), Signal(2, signal.SIGINT)])
         with pytest.raises(KeyboardInterrupt):

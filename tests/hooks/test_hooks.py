@@ -1,6 +1,7 @@
 """The stages and their order; what the hooks print, write, keep and remove."""
 
 import contextlib
+import os
 import re
 import sys
 import time
@@ -23,6 +24,7 @@ from passl_xcit.hooks.evaluate_hook import EvaluateHook
 from passl_xcit.hooks.hook import Hook, stages_of
 from passl_xcit.hooks.log_hook import LogHook
 from passl_xcit.modeling.checkpoint_formats import read_file
+from passl_xcit.modeling.formats.new_file import replace_file
 from passl_xcit.utils.errors import ConfigError
 from passl_xcit.utils.logger import JsonLog, setup_logger
 from passl_xcit.utils.registry import HOOKS
@@ -305,10 +307,10 @@ class Run:
     def is_last_epoch(self):
         return self.state.epoch == self.epochs
 
-    def save_checkpoint(self, path, save_optimizer):
+    def save_checkpoint(self, path, save_optimizer, before_rename):
         self.saved.append((path.name, save_optimizer))
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(str(self.state.iter))
+        replace_file(path, lambda file: file.write(str(self.state.iter).encode()), before_rename)
 
     def train(self, hook):
         hook.run_begin(self)
@@ -381,10 +383,20 @@ class TestCheckpointHook:
         assert epochs_named(tmp_path) == [3, 40]
 
     def test_what_a_killed_run_was_writing_is_removed(self, tmp_path):
-        for name in (".epoch_3.pdparams.99999999.tmp", ".latest.pdparams.99999999.tmp", ".mine.tmp"):
+        gone = [f".{name}.99999999.tmp" for name in ("epoch_3.pdparams", "latest.pdparams", "run.json")]
+        gone += [f".epoch_3.pdparams.{os.getpid()}.tmp", f".epoch_4.pdparams.{10**30}.tmp"]
+        stays = [f".epoch_3.pdparams.{os.getppid()}.tmp", ".mine.tmp"]
+        for name in (*gone, *stays):
             (tmp_path / name).write_text("half")
         Run(tmp_path, [-1]).train(CheckpointHook())
-        assert files(tmp_path) == [".mine.tmp", "epoch_1.pdparams", "latest.pdparams"]
+        assert files(tmp_path) == sorted([*stays, "epoch_1.pdparams", "latest.pdparams"])
+
+    def test_what_a_killed_run_was_writing_is_removed_from_both_folders(self, tmp_path):
+        for folder in ("run", "checkpoints"):
+            (tmp_path / folder).mkdir()
+            (tmp_path / folder / ".config.yaml.99999999.tmp").write_text("half")
+        CheckpointHook(out_dir=str(tmp_path / "checkpoints")).run_begin(Run(tmp_path / "run", []))
+        assert files(tmp_path / "run") == files(tmp_path / "checkpoints") == []
 
     @pytest.mark.parametrize("save", [True, False])
     def test_the_optimizers_state_is_saved_or_not(self, save, tmp_path):

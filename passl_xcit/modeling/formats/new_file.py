@@ -6,13 +6,14 @@ from pathlib import Path
 from passl_xcit.utils.errors import CheckpointError
 
 
-def replace_file(path, write):
+def replace_file(path, write, before_rename=None):
     """Let `write(file)` fill a new file, and put it in the place of `path` when it is whole and on the disk.
 
     A link is followed: the file that it points to is replaced.
 
     It is written under the name `.<name>.<process id>.tmp` beside `path`, flushed to the disk and renamed; only a
     process that is killed leaves that name behind, and `path` is the old file or the new one, whatever happens.
+    `before_rename(that name)` is called when the new file is whole, but not yet `path`.
 
     Raises:
         CheckpointError: the file cannot be written (disk full, read-only folder, ...), or `path` is no file's name.
@@ -22,6 +23,8 @@ def replace_file(path, write):
     try:
         try:
             _write_through(temporary, write)
+            if before_rename:
+                before_rename(temporary)
             os.replace(temporary, path)
             _flush_folder(path.parent)
         finally:
