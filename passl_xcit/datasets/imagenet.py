@@ -169,12 +169,12 @@ def _split_line(line, where):
 def bad_files(root, paths):
     """One text, with path and reason, for each of `paths` below `root` that cannot be an image; opens none of them.
 
-    1.28 million files take 4 s, measured with the file system's entries in memory.
+    1.28 million files take 5 s, measured with the file system's entries in memory.
     """
-    bad = []
+    bad, root = [], os.path.join(root, "")
     for path in tqdm(paths, desc="checking", unit="file", leave=False, disable=None):
         try:
-            _check_file(os.path.join(root, path))
+            _check_file(root + path)
         except (BadImage, OSError) as error:
             bad.append(str(_refusal(path, error)))
     return bad
