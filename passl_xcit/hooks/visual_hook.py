@@ -100,14 +100,14 @@ def _cut(path, state):
     data, end = path.read_bytes(), 0
     while (begin := end + 8) <= len(data):
         following = begin + int.from_bytes(data[end:begin], "little")
-        if following > len(data) or _is_beyond(state, data[begin:following]):
+        if _is_beyond(state, data[begin:following]):
             break
         end = following
     os.truncate(path, end)
 
 
 def _is_beyond(state, record):
-    """Whether the bytes `record` hold a value of a later iteration (training) or epoch (the rest), or no value."""
+    """Whether the bytes `record` hold a value of a later iteration (training) or epoch (the rest), or half a value."""
     try:
         (value,) = Record.FromString(record).values
     except (DecodeError, ValueError):
