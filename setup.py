@@ -25,6 +25,7 @@ setup(
         "pillow>=9.5",
         "tqdm>=4.60",
         "visualdl>=2.5.3",
+        "protobuf>=3.20.2",
         "matplotlib>=3.7",
     ],
     extras_require={
