@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +113,9 @@ def resume(path, trainer):
     bad_images = _bad_images(tree, len(trainer.train_loader.dataset), path)
     _tell_processes(tree.get("processes"), path)
     _set_arrays(trainer, tree, path)
-    trainer.lr_scheduler.set_state_dict(tree["lr_scheduler"])
+    with warnings.catch_warnings():  # Paddle's LinearWarmup warns of an entry that it takes itself
+        warnings.filterwarnings("ignore", message="There are some unused values in state_dict")
+        trainer.lr_scheduler.set_state_dict(tree["lr_scheduler"])
     for name in ("epoch", "iter", "samples", "best", "best_ema", *COUNTERS):
         setattr(trainer.state, name, tree[name])
     trainer.train_loader.remember_bad_images(bad_images)

@@ -409,3 +409,8 @@ class TestMaths:
             write_file(folder / "other.pdparams", {**tree, "maths": maths})
             with pytest.raises(CheckpointError, match=r"other.pdparams: its weights need \{.*\}: "):
                 load_weights(trainer.model, folder / "other.pdparams")
+
+
+def test_resuming_prints_no_warning_of_paddles(trained, recwarn):
+    tiny_run(trained[1].parent, "epochs=3", resume_from="auto")
+    assert not [str(warning.message) for warning in recwarn if "unused" in str(warning.message)]
