@@ -54,6 +54,7 @@ class CheckpointHook(Hook):
             raise ValueError(f"filename_tmpl is a name like 'epoch_{{}}.pdparams', not '{self.template}'")
         self.interval, self.by_epoch, self.save_optimizer = interval, by_epoch, save_optimizer
         self.out_dir, self.max_keep_ckpts, self.create_symlink = out_dir, max_keep_ckpts, create_symlink
+        self.was_refused = False  # whether the last checkpoint was not written, since its weights were not finite
 
     def run_begin(self, trainer):
         """Remove what a killed run was writing."""
@@ -94,10 +95,19 @@ class CheckpointHook(Hook):
         logger.info(f"Saving checkpoint at {number} {unit}")
         try:
             self._write(trainer, number, name)
-        except (CheckpointError, OSError, TrainingError) as error:
+        except (CheckpointError, OSError) as error:
             if not may_fail:
                 raise
             logger.error(f"{error}; the training goes on, and the checkpoints before stay as they are")
+        except TrainingError as error:
+            # Weights that are not finite soon have such gradients, and the guard goes back; but not if only BatchNorm's
+            # statistics overflowed.
+            if not may_fail or self.was_refused or trainer.guard.then != "go_back":
+                raise
+            self.was_refused = True
+            logger.error(str(error))
+        else:
+            self.was_refused = False
 
     def _write(self, trainer, number, name):
         folder = self._folder(trainer)

@@ -1,5 +1,7 @@
 """What a checkpoint holds, what is refused, which one `--resume auto` takes, and what a killed run leaves."""
 
+import errno
+import itertools
 import os
 import shutil
 import signal
@@ -27,6 +29,7 @@ from passl_xcit.hooks.checkpoint_hook import CheckpointHook
 from passl_xcit.modeling.checkpoint_formats import read_file, write_file
 from passl_xcit.modeling.weights import load_weights
 from passl_xcit.utils.errors import CheckpointError
+from passl_xcit.utils.logger import setup_logger
 
 
 @pytest.fixture
@@ -126,6 +129,12 @@ REFUSED = {  # override of the run that resumes, and what it is told
         "was written with sampler.name None, this run has DistributedRepeatedAugSampler"
     ),
     "model.architecture.depth=2": "was written with model.architecture.depth 1, this run has 2: resume with",
+    "accum_steps=2": "was written with accum_steps 1, this run has 2",
+    "optimizer.weight_decay=0.1": "was written with optimizer.weight_decay 0.05, this run has 0.1",
+    "dataloader.train.dataset.transforms.0.prob=0.3": r"was written with transforms.0.0.prob None, this run has 0.3",
+    "dataloader.train.dataset.batch_transforms.0.mixup_alpha=0.3": "was written with transforms.1.0.mixup_alpha 0.2",
+    "custom_config=[{name: EvaluateHook}, {name: EMAHook}]": "was written with EMA.0 None, this run has",
+    "use_amp=true": "was written with AMP None, this run has {}",
 }
 
 
@@ -134,6 +143,18 @@ class TestRefused:
     def test_a_run_with_another(self, override, trained):
         with pytest.raises(CheckpointError, match=REFUSED[override]):
             tiny_run(trained[1].parent, override, resume_from="auto")
+
+    def test_a_run_with_other_images(self, trained):
+        folder = trained[1].parent
+        (folder / "train" / "class0" / "0.png").rename(folder / "train" / "class0" / "00.png")
+        with pytest.raises(CheckpointError, match=r"was written with data.sha256 \w+, this run has \w+: resume with"):
+            tiny_run(folder, resume_from="auto")
+
+    def test_a_run_of_fewer_epochs_than_are_done_trains_nothing(self, trained, capsys):
+        before = (trained[1] / "latest.pdparams").read_bytes()
+        tiny_run(trained[1].parent, "epochs=1", resume_from="auto")
+        assert "2 of 1 epochs are done: nothing to train; raise `epochs`" in capsys.readouterr().out
+        assert (trained[1] / "latest.pdparams").read_bytes() == before
 
     def test_another_batch_size_with_as_many_iterations(self, trained):
         trainer, folder = trained
@@ -187,6 +208,28 @@ class TestResumeAuto:
         assert "epoch_2.pdparams: is damaged: digest differs" in output
         assert "trying the checkpoint before it" in output
         assert f"Resume training from {folder}/epoch_1.pdparams success!" in output
+
+    def test_takes_the_third_if_two_are_damaged(self, tmp_path, capsys):
+        tiny_run(tmp_path, "epochs=3", f"output_dir={tmp_path}/whole")
+        shutil.copytree(tmp_path / "whole", tmp_path / "out")
+        folder = tmp_path / "out"
+        for name in ("latest", "best"):
+            (folder / f"{name}.pdparams").unlink()
+        damage(folder / "epoch_2.pdparams")
+        os.truncate(folder / "epoch_3.pdparams", 1000)
+        tiny_run(tmp_path, "epochs=3", resume_from="auto")
+        output = capsys.readouterr().out
+        assert output.count("trying the checkpoint before it") == 2
+        assert f"Resume training from {folder}/epoch_1.pdparams success!" in output
+        for name in ("epoch_3.pdparams", "latest.pdparams"):
+            assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+    def test_does_not_take_what_a_killed_run_was_writing(self, tmp_path, capsys):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / ".epoch_1.pdparams.99999999.tmp").write_bytes(b"half")
+        tiny_run(tmp_path, resume_from="auto")
+        assert f"no checkpoint in {tmp_path}/out: starting from the beginning" in capsys.readouterr().out
+        assert not list((tmp_path / "out").glob(".*.tmp"))
 
     def test_does_not_take_weights_that_are_not_finite(self, trained, capsys):
         trainer, folder = trained
@@ -315,6 +358,39 @@ def test_killed_at_any_step_of_saving_a_run_can_be_resumed(trained):
             read_file(folder / name)
     assert codes[:-1] == [9] * (len(codes) - 1) and len(codes) > 8
     assert not (folder / "epoch_1.pdparams").exists()
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EROFS])
+def test_an_error_at_any_step_of_saving_is_logged_and_leaves_whole_files(error, trained, monkeypatch, capsys):
+    setup_logger()  # to what capsys sees
+    trainer, folder = trained
+    hook = next(hook for hook in trainer.hooks if isinstance(hook, CheckpointHook))
+    trainer.epochs, trainer.state.best["iter"] = 3, trainer.state.iter  # all steps of saving, and not for the last time
+    steps = 0
+    while steps == 0 or "the training goes on" in capsys.readouterr().out:
+        steps += 1
+        outcomes = itertools.chain([None] * (steps - 1), [error], itertools.repeat(None))
+        with monkeypatch.context() as patch:
+            for name in ("open", "fsync", "replace"):
+                patch.setattr(os, name, _failing(getattr(os, name), outcomes))
+            hook.train_epoch_end(trainer)
+        assert not list(folder.glob(".*.tmp"))
+        for path in folder.glob("*.pdparams"):
+            read_file(path)
+        assert resume_newest(folder, trainer) == folder / "epoch_2.pdparams"
+    assert steps > 5
+
+
+def _failing(operation, outcomes):
+    """`operation` that fails where the next of the outcomes is an error number."""
+
+    def wrapped(*arguments, **options):
+        error = next(outcomes)
+        if error:
+            raise OSError(error, os.strerror(error))
+        return operation(*arguments, **options)
+
+    return wrapped
 
 
 def test_a_checkpoint_that_a_run_goes_on_from_has_all_its_names(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -173,6 +174,29 @@ class TestNonFinite:
         assert "iteration 2: the gradient is not finite (loss nan, lr " in output
         assert "no update; 2 in a row, 2 in all" in output
 
+    @pytest.mark.parametrize("model", ["xcit", "crossvit"])
+    @pytest.mark.parametrize("value", [0.0, 1e-30, 1e4])
+    def test_gradients_do_not_come_of_images_of_one_colour(self, value, model, tmp_path):
+        """BatchNorm makes nothing of them, and XCiT divides by the length of what is left."""
+        options = [CROSSVIT, "model.head.in_channels=[8, 8]"] if model == "crossvit" else []
+        trainer = tiny_trainer(tmp_path, *options)
+        step = trainer.train_step
+        trainer.train_step = lambda images, targets: step(paddle.full_like(images, value), targets)
+        trainer.train()
+        assert trainer.state.skipped == 0 and 0 < trainer.state.outputs["grad_norm"].item() < 100
+
+    @pytest.mark.parametrize("rate", [1e3, 1e6, 1e30])
+    def test_gradients_come_at_the_same_iterations_each_time(self, rate, tmp_path, capsys):
+        schedule = f"lr_scheduler={{name: CosineAnnealingDecay, learning_rate: {rate}, T_max: 100}}"
+        told = []
+        for name in ("first", "second"):
+            with pytest.raises(TrainingError, match="was not finite in 6 iterations in a row"):
+                tiny_run(tmp_path, schedule, "epochs=5", f"output_dir={tmp_path}/{name}")
+            told.append(re.findall(r"iteration \d+: the gradient is not finite .*", capsys.readouterr().out))
+            for path in (tmp_path / name).glob("*.pdparams"):
+                assert all(np.isfinite(array).all() for array in read_file(path)["state_dict"].values())
+        assert told[0] == told[1] and len(told[0]) >= 6
+
     @pytest.mark.parametrize("skips", [0, 2])
     def test_gradients_in_a_row_end_the_training(self, skips, tmp_path):
         trainer = poisoned(tmp_path, range(4, 20), f"non_finite={{max_skips: {skips}}}")
@@ -252,6 +276,14 @@ class TestNonFinite:
         assert "1 weights are no longer finite, the first is head.fc_cls.bias: they are not saved" in output
         assert f"going on with the weights of {tmp_path}/out/iter_6.pdparams" in output
         assert (trainer.state.skipped, trainer.state.returns) == (1, 1)
+
+    def test_statistics_that_overflow_end_the_training_though_its_gradients_are_finite(self, tmp_path):
+        trainer = tiny_trainer(tmp_path, "epochs=5", "non_finite={max_skips: 0, then: go_back}")
+        step = trainer.train_step
+        trainer.train_step = lambda images, targets: step(images * 1e20, targets)
+        with pytest.raises(TrainingError, match=r"the first is backbone.patch_embed.proj.0.1._variance: they are not"):
+            trainer.train()
+        assert (trainer.state.epoch, trainer.state.skipped) == (2, 0)
 
     def test_a_diagnosis_that_cannot_be_written_keeps_no_run_from_going_back(self, tmp_path, monkeypatch, capsys):
         def full(path, *_):

@@ -10,9 +10,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from run_server import RunServer
 from tiny_run import json_lines, tiny_dict, tiny_file
 
 pytestmark = pytest.mark.slow
@@ -38,12 +36,6 @@ CASES = {  # what differs from the tiny config, which has mixup and dropout, and
         2,
     ),
 }
-
-
-@pytest.fixture(scope="module")
-def server():
-    with RunServer() as server:
-        yield server
 
 
 def overrides_of(case, folder):

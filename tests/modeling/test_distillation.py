@@ -186,6 +186,16 @@ def test_a_run_trains_evaluates_resumes_and_its_student_is_taken_out(tmp_path):
     assert accuracy == tiny_run(tmp_path, load=tmp_path / "whole" / "epoch_2.pdparams", evaluate_only=True)
 
 
+def test_a_run_is_not_resumed_with_another_teacher(tmp_path):
+    write_file(tmp_path / "teacher.pdparams", arrays_of(wrapper(tmp_path).teacher))
+    path = config(tmp_path, pretrained_list=[str(tmp_path / "teacher.pdparams"), None])
+    launch.run(path, [parse_override("epochs=1")])
+    paddle.seed(1)
+    write_file(tmp_path / "teacher.pdparams", arrays_of(factory.build(model_node(tmp_path)).teacher))
+    with pytest.raises(CheckpointError, match=r"epoch_1.pdparams: was written with teacher \w+, this run has \w+"):
+        launch.run(path, resume_from="auto")
+
+
 def test_the_keys_that_passls_distillation_files_have_besides_are_taken(tmp_path):
     data = yaml.safe_load(config(tmp_path).read_text())
     data["model"]["models"][1]["Student"]["architecture"]["img_size"] = 224
