@@ -160,10 +160,7 @@ class Trainer:
     def _train(self):
         self.model.train()
         self._log_hooks()
-        try:
-            self.call_hooks("run_begin")
-        except EvaluationStopped:
-            self._stop_run()
+        self.call_hooks("run_begin")
         while self.state.epoch < self.epochs and not self.state.finished:
             self.call_hooks("train_epoch_begin")
             self.train_loader.set_position(self.state.epoch, self.inner_position)
@@ -187,8 +184,7 @@ class Trainer:
             raise
 
     def _stop_run(self):
-        if self.state.iter:  # before, there is nothing to save
-            self.call_hooks("run_stopped")
+        self.call_hooks("run_stopped")
         number, iterations = self.stop.number or signal.SIGTERM, self.state.iter
         text = f"stopped by {signal.Signals(number).name} after {iterations} iterations; go on with --resume auto"
         raise TrainingStopped(text, number)
