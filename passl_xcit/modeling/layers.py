@@ -31,8 +31,9 @@ class DropPath(nn.Layer):
         if not self.training or self.rate == 0.0:
             return x
         keep = 1.0 - self.rate
-        kept = paddle.bernoulli(paddle.full([x.shape[0]] + [1] * (x.ndim - 1), keep, dtype=x.dtype))
-        return x * (kept / keep)
+        # float32: neither the CPU nor Ascend draws in half precision
+        kept = paddle.bernoulli(paddle.full([x.shape[0]] + [1] * (x.ndim - 1), keep, dtype="float32"))
+        return x * (kept / keep).astype(x.dtype)
 
 
 def recomputed(layer, *inputs):

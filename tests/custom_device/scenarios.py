@@ -1,0 +1,80 @@
+"""What tests do on the test device, each in a process of its own: `python scenarios.py NAME ARGUMENTS...`.
+
+The last line of the output is what the function NAME returns, as JSON.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from passl_xcit.utils.cpu import prepare_cpu
+
+prepare_cpu()
+
+import numpy as np  # noqa: E402
+import paddle  # noqa: E402
+from plugin import ROOT, counters  # noqa: E402
+from tiny_run import json_lines, tiny_run  # noqa: E402
+
+from passl_xcit.engine import builder  # noqa: E402
+from passl_xcit.modeling.weights import load_weights  # noqa: E402
+from passl_xcit.utils.config import load_config  # noqa: E402
+
+DEMO = ROOT / "configs" / "demo" / "xcit_demo_p4_fashion_mnist.yaml"
+DEMO_WEIGHTS = ROOT / "weights" / "xcit_demo_p4_fashion_mnist.pdparams"
+
+
+def demo_logits(*devices):
+    """The demo's logits of 200 test images, and how many are right, on each of `devices`."""
+    cfg = load_config(DEMO)
+    found = {}
+    for device in devices:
+        paddle.set_device(device)
+        model = builder.build_model(cfg, training=False)
+        load_weights(model, DEMO_WEIGHTS)
+        model.eval()
+        batches = iter(builder.build_evaluator(cfg, model).loader)
+        logits, labels = [], []
+        with paddle.no_grad():
+            for _ in range(2):
+                images, targets = next(batches)
+                logits.append(model(images).numpy())
+                labels.append(targets.numpy())
+        logits, labels = np.concatenate(logits), np.concatenate(labels)
+        right = int((logits.argmax(axis=1) == labels).sum())
+        found[device] = {"logits": logits.tolist(), "right": right, "place": str(images.place)}
+    return {**found, "counters": counters()}
+
+
+def train(folder, *overrides, **options):
+    """A tiny training in `folder`: the lines of its log."""
+    tiny_run(Path(folder), *overrides, **options)
+    return json_lines(Path(folder) / "out")
+
+
+def resume(folder, *overrides):
+    """Go on with the training in `folder`: the lines of its log."""
+    return train(folder, *overrides, resume_from="auto")
+
+
+def touch_device_memory(device):
+    """Read a device pointer on the host."""
+    import ctypes
+
+    paddle.set_device(device)
+    tensor = paddle.ones([4])
+    ctypes.string_at(tensor.data_ptr(), 4)
+
+
+def memory(device):
+    """What Paddle says of the device's memory while 4 MiB are held, and after."""
+    paddle.set_device(device)
+    held = paddle.ones([1024, 1024])
+    before = paddle.device.memory_allocated()
+    del held
+    return [before, paddle.device.memory_allocated(), paddle.device.max_memory_allocated()]
+
+
+if __name__ == "__main__":
+    name, *arguments = sys.argv[1:]
+    print(json.dumps(globals()[name](*arguments)))
