@@ -12,7 +12,7 @@ def topk_correct(logits, targets, topk=TOPK):
     """
     if targets.ndim == 2:
         targets = targets.argmax(axis=-1)
-    best = logits.topk(min(max(topk), logits.shape[1]), axis=-1)[1]  # [B, k], best first
+    best = logits.astype("float32").topk(min(max(topk), logits.shape[1]), axis=-1)[1]  # [B, k], best first
     hits = (best == targets.unsqueeze(1)).astype("int64")
     return [hits[:, :k].sum() for k in topk]
 

@@ -154,7 +154,10 @@ def _set_arrays(trainer, tree, path):
     set_weights(trainer.model, arrays, path)  # the step that made the optimizer's tensors may have decayed weights
     if tree[EMA] is not None:
         trainer.state.ema = _average(trainer.model, state_dict_of(tree, str(path), ema=True), path)
-    trainer.precision.set_state_dict(tree["scaler"])
+    try:
+        trainer.precision.set_state_dict(tree["scaler"])
+    except (LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its loss scale is damaged: {error}") from error
 
 
 def _average(model, arrays, path):
@@ -303,14 +306,17 @@ def set_optimizer_arrays(optimizer, model, arrays, source):
 
 
 def _accumulators(optimizer, model):
-    """{"parameter/accumulator": tensor}. Paddle's names are `<automatic name>_<accumulator>_<count>`."""
+    """{"parameter/accumulator": tensor}. Paddle's names are `<automatic name>_<accumulator>_<count>`.
+
+    Those of a float32 copy (AMP O2) have `fp32_master_<count>_` before the accumulator.
+    """
     state = optimizer.state_dict()
     structured = {parameter.name: name for name, parameter in model.named_parameters()}
     found = {}
     for key, tensor in state.items():
         if isinstance(tensor, paddle.Tensor):
             owner = max((name for name in structured if key.startswith(f"{name}_")), key=len)
-            accumulator = re.sub(r"_\d+$", "", key[len(owner) + 1 :])
+            accumulator = re.sub(r"^fp32_master_\d+_|_\d+$", "", key[len(owner) + 1 :])
             found[f"{structured[owner]}/{accumulator}"] = tensor
     for owner, tensor in state.get("master_weights", {}).items():
         found[f"{structured[owner]}/{MASTER}"] = tensor

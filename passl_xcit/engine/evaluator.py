@@ -87,7 +87,7 @@ class Evaluator:
         for images, targets in tqdm(self.loader, disable=None if is_main() else True):
             if interrupted and interrupted():
                 raise EvaluationStopped
-            logits = self.model(images)
+            logits = self.model(images).astype("float32")
             batch = topk_correct(logits, targets)
             if self.tally:
                 self.tally.add(images, logits, targets)

@@ -1,10 +1,11 @@
-"""Training in half precision: PASSL's `use_amp` and `AMP`, on Paddle's own auto-cast and loss scaling."""
+"""Training in half precision: PASSL's `use_amp` and `AMP`, on Paddle's own auto-cast."""
 
 import contextlib
 from typing import Any, Optional, Sequence
 
 import paddle
 
+from passl_xcit.utils.device import is_custom
 from passl_xcit.utils.errors import ConfigError
 from passl_xcit.utils.logger import TRAINER, get_logger
 
@@ -27,6 +28,40 @@ class AutoCast:
     ):
         self.enable = enable
         self.lists = {"custom_white_list": custom_white_list, "custom_black_list": custom_black_list}
+
+
+# Softmax is in Paddle's black list for O1, but not for O2.
+FLOAT32 = ("softmax",)
+# Operators without bfloat16 in Ascend's plugin (PaddleCustomDevice, backends/npu, commit 77090b64), nor on a CPU, where
+# what it lacks is run.
+NOT_BFLOAT16_ON_CUSTOM_DEVICES = ("batch_norm", "depthwise_conv2d", "dropout", "p_norm")
+
+
+class LossScale:
+    """The factor that keeps small gradients of float16 above zero (Micikevicius et al. 2018, arXiv 1710.03740, 3.2).
+
+    It is halved when a gradient overflows, and doubled after 2,000 updates without, as Paddle's GradScaler does it,
+    which ends with a TypeError at the first overflow (Paddle 3.3.1, NumPy 2.4).
+
+    Args:
+        value: the scale to start with; 1 scales nothing.
+        dynamic: whether it changes.
+    """
+
+    GOOD_STEPS = 2000
+
+    def __init__(self, value, dynamic):
+        self.value, self.dynamic, self.good_steps = value, dynamic, 0
+
+    def update(self, overflow):
+        """Note whether the gradient of a step overflowed."""
+        if not self.dynamic:
+            return
+        self.good_steps = 0 if overflow else self.good_steps + 1
+        if overflow:
+            self.value = max(1.0, self.value / 2)
+        elif self.good_steps == self.GOOD_STEPS:
+            self.value, self.good_steps = min(2.0 * self.value, 2.0**32), 0
 
 
 class MixedPrecision:
@@ -68,56 +103,66 @@ class MixedPrecision:
             raise ValueError("save_dtype can only be float32, and optimizers null: checkpoints hold float32")
         self.level, self.dtype, self.lists = level, dtype, (auto_cast or AutoCast()).lists
         self.enabled = (auto_cast is None or auto_cast.enable) and _device_has(dtype)
-        scale = {} if scale_loss is None else {"init_loss_scaling": float(scale_loss)}
-        self.scaler = paddle.amp.GradScaler(
-            enable=self.enabled and dtype == "float16", use_dynamic_loss_scaling=use_dynamic_loss_scaling, **scale
-        )
+        scaled = self.enabled and dtype == "float16"
+        self.loss_scale = LossScale(float(scale_loss or 65536) if scaled else 1.0, scaled and use_dynamic_loss_scaling)
 
     def prepare(self, model, optimizer):
-        """With O2, turn the weights of `model` into half precision and let `optimizer` keep a float32 copy."""
+        """With O2, turn the weights of `model` into half precision and let `optimizer` keep a float32 copy.
+
+        Not with Paddle's `save_dtype`: `model.state_dict()` would be copies, into which nothing can be loaded.
+        """
         if self.enabled and self.level == "O2":
-            paddle.amp.decorate(
-                model, optimizer, level="O2", dtype=self.dtype, master_weight=True, save_dtype="float32"
-            )
+            paddle.amp.decorate(model, optimizer, level="O2", dtype=self.dtype, master_weight=True)
 
     def auto_cast(self):
         """The context of forward passes."""
         if not self.enabled:
             return contextlib.nullcontext()
-        return paddle.amp.auto_cast(level=self.level, dtype=self.dtype, **self.lists)
+        return paddle.amp.auto_cast(level=self.level, dtype=self.dtype, **self._operators())
+
+    def _operators(self):
+        """The lists of operators that Paddle gets."""
+        white, black = (set(self.lists[f"custom_{colour}_list"] or ()) for colour in ("white", "black"))
+        black.update(FLOAT32)
+        if self.dtype == "bfloat16" and is_custom(paddle.get_device()):
+            black.update(NOT_BFLOAT16_ON_CUSTOM_DEVICES)
+        return {"custom_white_list": white, "custom_black_list": black - white}
 
     def evaluation(self):
         """The context of evaluations: float32, but where the weights are in half precision."""
         return self.auto_cast() if self.level == "O2" else contextlib.nullcontext()
 
     def backward(self, loss):
-        self.scaler.scale(loss).backward()
+        (loss * self.scale).backward()
 
-    def unscale(self, optimizer):
+    @paddle.no_grad()
+    def unscale(self, parameters):
         """Make the gradients those of the loss itself."""
-        self.scaler.unscale_(optimizer)
-
-    def step(self, optimizer):
-        """Update the weights, unless a scaled gradient is not finite; then lower the scale."""
-        self.scaler.step(optimizer)
-        self.scaler.update()
+        if self.scale != 1:
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter.grad.scale_(1 / self.scale)
 
     @property
     def scale_can_fall(self):
         """Whether a gradient that is not finite may only say that the loss scale is too high."""
-        return self.scaler.is_enable() and self.scaler.is_use_dynamic_loss_scaling() and self.scale > 1
+        return self.loss_scale.dynamic and self.scale > 1
 
     @property
     def scale(self):
         """The loss scale."""
-        return float(self.scaler.state_dict()["scale"].item()) if self.scaler.is_enable() else 1.0
+        return self.loss_scale.value
 
     def state_dict(self):
-        return self.scaler.state_dict()
+        return {"scale": self.scale, "good_steps": self.loss_scale.good_steps} if self.loss_scale.dynamic else {}
 
     def set_state_dict(self, state):
-        if self.scaler.is_enable() and state:
-            self.scaler.load_state_dict(state)
+        """Raises KeyError, TypeError or ValueError for what is no state of a loss scale."""
+        if self.loss_scale.dynamic and state:
+            value, good_steps = float(state["scale"]), int(state["good_steps"])
+            if not 1 <= value <= 2**32 or good_steps < 0:
+                raise ValueError(f"a loss scale of {value}")
+            self.loss_scale.value, self.loss_scale.good_steps = value, good_steps
 
 
 def float32():

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import math
 import signal
 import time
 import warnings
@@ -199,13 +200,13 @@ class Trainer:
         paddle.seed(step_seed(self.seed, self.state.iter, rank()))
         self.guard.keep(self._statistics)
         outputs = self._forward_and_backward(images, targets)
-        self.precision.unscale(self.optimizer)
+        self.precision.unscale(self.model.parameters())
         outputs["grad_norm"] = global_norm(self.model.parameters())
         self.state.lr = self.optimizer.get_lr()
         loss, norm = outputs["loss"].item(), outputs["grad_norm"].item()
-        accepted = self.guard.accepts(self, images, loss, norm)
-        if accepted or self.precision.scaler.is_enable():  # which leaves out what overflows, but has to see it
-            self.precision.step(self.optimizer)
+        if self.guard.accepts(self, images, loss, norm):
+            self.optimizer.step()
+        self.precision.loss_scale.update(overflow=not math.isfinite(norm))
         self.optimizer.clear_grad()
         self.lr_scheduler.step()
         return outputs
@@ -227,11 +228,15 @@ class Trainer:
         return self._forward.no_sync() if world_size() > 1 else contextlib.nullcontext()
 
     def weights(self):
-        """{structured name: tensor} of all parameters and statistics; with O2 the float32 copies of the optimizer."""
+        """{structured name: float32 tensor} of all parameters and statistics; with O2 the copies of the optimizer.
+
+        Those that it does not train have no copy there and are widened.
+        """
         weights = self.model.state_dict()
         copies = self.optimizer.state_dict().get("master_weights", {}) if self.precision.level == "O2" else {}
         names = {parameter.name: name for name, parameter in self.model.named_parameters()}
-        return {**weights, **{names[key]: copy for key, copy in copies.items()}}
+        copied = {names[key]: copy for key, copy in copies.items()}
+        return {name: copied[name] if name in copied else _float32(tensor) for name, tensor in weights.items()}
 
     def coming_batches(self):
         """Iterates over lists of sample indices: this process's batches from the current one to the epoch's end."""
@@ -306,6 +311,10 @@ class Trainer:
         for stage in Hook.STAGES:
             names = [type(hook).__name__ for hook in self.hooks if stage in stages_of(hook)]
             logger.info(f"hooks at {stage}: {', '.join(names) or '-'}")
+
+
+def _float32(tensor):
+    return tensor if tensor.dtype == paddle.float32 else tensor.astype("float32")
 
 
 @contextlib.contextmanager

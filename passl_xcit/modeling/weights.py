@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import paddle
 
 from passl_xcit.modeling.adapt import adapted, is_other_head
 from passl_xcit.modeling.backbones.crossvit import CrossViT
@@ -100,7 +101,8 @@ def set_weights(model, arrays, source):
 
 def _assign(model, values):
     for name, tensor in model.state_dict().items():
-        tensor.set_value(values[name])
+        value = values[name]
+        tensor.set_value(paddle.to_tensor(value).astype(tensor.dtype) if tensor.dtype == paddle.bfloat16 else value)
 
 
 def _fitting_values(model, arrays, source):
@@ -185,9 +187,10 @@ def _other_classes(arrays, targets):
 
 
 def _as_type_of(tensor, array, name, source):
-    """`array`, contiguous and in the type of `tensor`."""
+    """`array`, contiguous and in the type of `tensor`; for bfloat16, which NumPy does not have, float32."""
+    dtype = "float32" if tensor.dtype == paddle.bfloat16 else str(tensor.dtype).rsplit(".", 1)[-1]
     with np.errstate(over="ignore"):
-        value = np.ascontiguousarray(array).astype(str(tensor.dtype).rsplit(".", 1)[-1]).reshape(tensor.shape)
+        value = np.ascontiguousarray(array).astype(dtype).reshape(tensor.shape)
     if value.dtype.kind == "f" and not np.isfinite(value).all():
         raise CheckpointError(f"{source}: {name} has values that {value.dtype} cannot hold")
     return value

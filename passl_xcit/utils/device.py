@@ -52,6 +52,11 @@ def available_kinds():
     return kinds + list(paddle.device.get_all_custom_device_type())
 
 
+def is_custom(name):
+    """Whether `name`, such as `npu:0`, is a device of a plugin."""
+    return _kind_of(name) in paddle.device.get_all_custom_device_type()
+
+
 def current_place():
     """The current device as PASSL's log line prints it, such as `Place(cpu)`."""
     return paddle.zeros([1]).place

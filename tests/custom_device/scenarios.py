@@ -3,7 +3,10 @@
 The last line of the output is what the function NAME returns, as JSON.
 """
 
+import contextlib
+import io
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -14,9 +17,10 @@ prepare_cpu()
 import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 from plugin import ROOT, counters  # noqa: E402
-from tiny_run import json_lines, tiny_run  # noqa: E402
+from tiny_run import json_lines, tiny_run, tiny_trainer  # noqa: E402
 
 from passl_xcit.engine import builder  # noqa: E402
+from passl_xcit.modeling.checkpoint_formats import read_file  # noqa: E402
 from passl_xcit.modeling.weights import load_weights  # noqa: E402
 from passl_xcit.utils.config import load_config  # noqa: E402
 
@@ -55,6 +59,52 @@ def train(folder, *overrides, **options):
 def resume(folder, *overrides):
     """Go on with the training in `folder`: the lines of its log."""
     return train(folder, *overrides, resume_from="auto")
+
+
+def whole_and_resumed(folder, *overrides):
+    """A training at one go and the same one in two parts: what both wrote, and what is in the last checkpoint."""
+    whole, parts = (Path(folder) / name for name in ("whole", "parts"))
+    tiny_run(Path(folder), *overrides, f"output_dir={whole}")
+    tiny_run(Path(folder), *overrides, f"output_dir={parts}", "epochs=1")
+    tiny_run(Path(folder), *overrides, f"output_dir={parts}", resume_from="auto")
+    files = [read_file(path / "latest.pdparams") for path in (whole, parts)]
+    states = ("state_dict", "optimizer", "state_dict_ema")
+    differences = [
+        f"{state} {name}"
+        for state in states
+        for name, array in files[0][state].items()
+        if not np.array_equal(array, files[1][state][name])
+    ]
+    masters = {name: array for name, array in files[0]["optimizer"].items() if name.endswith("/master_weight")}
+    return {
+        "lines": [json_lines(path) for path in (whole, parts)],
+        "differences": differences,
+        "types": sorted({str(array.dtype) for state in states for array in files[0][state].values()}),
+        "masters": len(masters),
+        "masters_saved": all(
+            np.array_equal(array.ravel(), files[0]["state_dict"][name.rpartition("/")[0]].ravel())
+            for name, array in masters.items()
+        ),
+        "scalers": [file["scaler"] for file in files],
+    }
+
+
+def operators(folder, *overrides):
+    """{operator: how often the third training step called it in [float16, bfloat16, float32, other types]}."""
+    trainer = tiny_trainer_on_device(folder, *overrides)
+    batches = iter(trainer.train_loader)
+    for _ in range(2):
+        trainer.train_step(*next(batches))
+    table = io.StringIO()
+    with contextlib.redirect_stdout(table), paddle.amp.debugging.collect_operator_stats():
+        trainer.train_step(*next(batches))
+    rows = re.findall(r"^ +(\w+) +\| +(\d+) +\| +(\d+) +\| +(\d+) +\| +(\d+)", table.getvalue(), re.MULTILINE)
+    return {name: [int(count) for count in counts] for name, *counts in rows}
+
+
+def tiny_trainer_on_device(folder, device, *overrides):
+    paddle.set_device(device)
+    return tiny_trainer(Path(folder), f"device={device}", *overrides)
 
 
 def touch_device_memory(device):

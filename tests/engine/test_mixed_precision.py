@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tiny_run import tiny_run, tiny_trainer
 
+from passl_xcit.engine.mixed_precision import LossScale
 from passl_xcit.modeling.backbones.xcit import XCA
 from passl_xcit.utils.errors import ConfigError
 
@@ -58,3 +59,22 @@ def test_xcas_attention_of_half_precision_is_computed_in_float32(dtype, epsilon)
     assert found.dtype == q.dtype
     assert np.abs((q.astype("float32").numpy() ** 2).sum(axis=1)).max() > 65504
     np.testing.assert_allclose(found.astype("float32").numpy(), expected, rtol=epsilon)
+
+
+def test_the_loss_scale_falls_with_each_overflow_and_rises_after_2000_updates_without():
+    scale = LossScale(1024.0, dynamic=True)
+    for _ in range(3):
+        scale.update(overflow=True)
+    assert (scale.value, scale.good_steps) == (128.0, 0)
+    for _ in range(1999):
+        scale.update(overflow=False)
+    assert (scale.value, scale.good_steps) == (128.0, 1999)
+    scale.update(overflow=False)
+    assert (scale.value, scale.good_steps) == (256.0, 0)
+
+
+@pytest.mark.parametrize("dynamic, overflow, first, last", [(True, True, 1.0, 1.0), (False, True, 8.0, 8.0)])
+def test_the_loss_scale_does_not_fall_below_1_nor_where_it_is_fixed(dynamic, overflow, first, last):
+    scale = LossScale(first, dynamic)
+    scale.update(overflow)
+    assert scale.value == last

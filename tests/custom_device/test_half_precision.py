@@ -1,0 +1,70 @@
+"""AMP O1 and O2, float16 and bfloat16, on a device that has the operators of Ascend's plugin for them."""
+
+import numpy as np
+import pytest
+from tiny_run import json_lines, tiny_run
+
+EMA = "custom_config=[{name: EvaluateHook}, {name: EMAHook, decay: 0.9}]"
+ONE_IMAGE = 100 / 15 + 1e-6  # of the 15 that are evaluated, in percent
+
+
+def amp(level, dtype, scale=None):
+    return ("use_amp=true", f"AMP={{level: {level}, dtype: {dtype}, scale_loss: {'null' if scale is None else scale}}}")
+
+
+@pytest.fixture(scope="module")
+def float32(tmp_path_factory):
+    """The lines that a training in float32 on the CPU logs."""
+    folder = tmp_path_factory.mktemp("float32")
+    tiny_run(folder, EMA)
+    return json_lines(folder / "out")
+
+
+def of_mode(lines, mode, key):
+    return [line[key] for line in lines if line["mode"] == mode]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "level, dtype, rtol",
+    [("O1", "float16", 2e-3), ("O2", "float16", 2e-3), ("O1", "bfloat16", 1e-2), ("O2", "bfloat16", 1e-2)],
+)
+def test_half_precision_trains_as_float32_and_resumes_exactly(level, dtype, rtol, float32, npu, scenario, tmp_path):
+    found = scenario(npu, "whole_and_resumed", tmp_path, "device=npu:0", EMA, *amp(level, dtype, 1024))
+    whole, resumed = found["lines"]
+    assert whole == resumed and found["differences"] == []
+    assert found["types"] == ["float32"]
+    losses = of_mode(whole, "train", "loss")
+    np.testing.assert_allclose(losses, of_mode(float32, "train", "loss"), rtol=rtol)
+    assert losses != of_mode(float32, "train", "loss")
+    np.testing.assert_allclose(of_mode(whole, "train", "grad_norm"), of_mode(float32, "train", "grad_norm"), rtol=0.02)
+    for mode in ("val", "val_ema"):
+        np.testing.assert_allclose(of_mode(whole, mode, "acc1"), of_mode(float32, mode, "acc1"), atol=ONE_IMAGE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level, masters", [("O1", 0), ("O2", 33)])
+def test_a_scale_that_is_too_high_falls_and_the_weights_that_are_saved_are_the_optimizers(
+    level, masters, npu, scenario, tmp_path
+):
+    found = scenario(npu, "whole_and_resumed", tmp_path, "device=npu:0", EMA, *amp(level, "float16", 2**24))
+    whole, resumed = found["lines"]
+    assert whole == resumed and found["differences"] == []
+    norms = of_mode(whole, "train", "grad_norm")
+    overflows, good_steps = norms.count(None), norms[::-1].index(None)
+    assert norms[:2] == [None, None] and overflows < 12 and good_steps
+    assert found["scalers"] == [{"scale": 2.0 ** (24 - overflows), "good_steps": good_steps}] * 2
+    assert found["masters"] == masters and found["masters_saved"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["O1", "O2"])
+@pytest.mark.parametrize("dtype, column", [("float16", 0), ("bfloat16", 1)])
+def test_products_are_in_half_precision_and_softmax_and_losses_are_not(level, dtype, column, npu, scenario, tmp_path):
+    calls = scenario(npu, "operators", tmp_path, "npu:0", *amp(level, dtype))
+    assert calls["matmul_v2"][column] >= 10 and calls["conv2d"][column] == 2
+    for name in ("softmax", "log_softmax", "bernoulli"):
+        assert calls[name][2] > 0 and calls[name][:2] == [0, 0], name
+    if dtype == "bfloat16":
+        for name in ("batch_norm", "depthwise_conv2d", "dropout"):
+            assert calls[name][2] > 0 and calls[name][:2] == [0, 0], name
