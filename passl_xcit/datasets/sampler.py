@@ -55,7 +55,14 @@ class DistributedBatchSampler(BatchSampler):
 
     def __len__(self):
         """Batches of a whole epoch."""
-        batches = len(range(self.rank, self._total(), self.world_size)) / self.batch_size
+        return self._batches_of(self.rank)
+
+    def common_batches(self):
+        """Batches of a whole epoch that every process has: in an evaluation the last one may have one less."""
+        return self._batches_of(self.world_size - 1)
+
+    def _batches_of(self, rank):
+        batches = len(range(rank, self._total(), self.world_size)) / self.batch_size
         return math.floor(batches) if self.drop_last else math.ceil(batches)
 
     def _order(self):

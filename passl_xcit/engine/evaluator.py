@@ -38,7 +38,8 @@ class Evaluator:
 
         Args:
             label: what the lines call the model, such as "EMA ".
-            interrupted: asked before every batch; EvaluationStopped is raised when it returns True.
+            interrupted: asked before every batch that all processes have, so that they may answer together;
+                EvaluationStopped is raised when it returns True.
         """
         dataset = self.loader.dataset
         total = len(dataset)
@@ -83,15 +84,24 @@ class Evaluator:
         """[samples counted, correct for each k, bad images among the samples] of this process."""
         seen, correct = 0, [0] * len(TOPK)
         self.loader.bad_images.clear()
+        questions = self._questions(interrupted)
         # `disable=None` draws the bar on a terminal only.
         for images, targets in tqdm(self.loader, disable=None if is_main() else True):
-            if interrupted and interrupted():
-                raise EvaluationStopped
+            next(questions, None)
             logits = self.model(images).astype("float32")
             batch = topk_correct(logits, targets)
             if self.tally:
                 self.tally.add(images, logits, targets)
             correct = [total + int(count.item()) for total, count in zip(correct, batch)]
             seen += len(targets)
+        for _ in questions:  # of batches in which no image can be used
+            pass
         bad = len(self.loader.bad_images)
         return [seen + bad, *correct, bad]
+
+    def _questions(self, interrupted):
+        """Ask with every step of this generator, equally often in all processes."""
+        for _ in range(self.loader.batch_sampler.common_batches() if interrupted else 0):
+            if interrupted():
+                raise EvaluationStopped
+            yield

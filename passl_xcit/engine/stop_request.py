@@ -3,18 +3,20 @@
 import signal
 import threading
 
-from passl_xcit.utils.dist import sum_over_processes, world_size
+from passl_xcit.utils.dist import is_launched, sum_over_processes
 from passl_xcit.utils.logger import TRAINER, get_logger
 
 logger = get_logger(TRAINER)
 
 # Schedulers such as Slurm send SIGUSR1 some time before the end.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-CHECK_INTERVAL = 10  # iterations between two questions to the other processes, which cost a reduction each
 
 
 class StopRequest:
     """Inside this context the first Ctrl-C, SIGTERM or SIGUSR1 is only noted; a second one acts at once.
+
+    `paddle.distributed.launch` sends each process three SIGTERM within half a second, and SIGKILL 30 seconds later:
+    under it a further SIGTERM means nothing.
 
     `number` is the signal's, 0 as long as there is none.
     """
@@ -34,19 +36,14 @@ class StopRequest:
         self._before = {}
 
     def _note(self, number, _):
-        if self.number:
+        if not self.number:
+            self.number = number
+            more = "" if is_launched() else "; once more stops at once, unsaved"
+            logger.warning(f"{signal.Signals(number).name}: stopping after this step{more}")
+        elif not (number == signal.SIGTERM and is_launched()):
             self.__exit__()
             signal.raise_signal(number)
-            return
-        self.number = number
-        logger.warning(f"{signal.Signals(number).name}: stopping after this step; once more stops at once, unsaved")
 
-    def requested(self):
-        """Whether this process was asked to stop."""
-        return bool(self.number)
-
-    def agreed(self, iteration):
-        """Whether any process was asked to stop; the same answer in all of them, which ask at the same iterations."""
-        if world_size() == 1:
-            return self.requested()
-        return iteration % CHECK_INTERVAL == 0 and sum_over_processes([float(self.requested())])[0] > 0
+    def agreed(self):
+        """Whether any process was asked to stop; the same answer in all of them, which ask at the same time."""
+        return sum_over_processes([float(bool(self.number))])[0] > 0

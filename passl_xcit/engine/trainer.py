@@ -171,7 +171,7 @@ class Trainer:
                 self.state.iter += 1
                 self.state.samples += len(images) * world_size()  # the sampler gives each process equally many
                 self.call_hooks("train_iter_end")
-                if self.stop.agreed(self.state.iter):
+                if self.stop.agreed():
                     self._stop_run()
             self._finish_epoch()
         self.call_hooks("run_end")
@@ -273,9 +273,8 @@ class Trainer:
 
     def _evaluate(self, mode, best, label=""):
         """(metrics, the best ones so far with their epoch and iter)"""
-        interrupted = self.stop.requested if world_size() == 1 else None  # several would wait for the one that stops
         with self.aside(), self.precision.evaluation():
-            metrics = self.evaluator.evaluate(max(1, self.state.epoch), label, interrupted)
+            metrics = self.evaluator.evaluate(max(1, self.state.epoch), label, self.stop.agreed)
         self.record(mode, **metrics)
         if metrics["acc1"] > best.get("acc1", -1.0) and not self.state.skipped_in_row:  # or no checkpoint is written
             best = {**metrics, "epoch": self.state.epoch, "iter": self.state.iter}

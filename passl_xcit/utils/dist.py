@@ -1,14 +1,22 @@
 """Rank, world size, and reductions that do nothing on one process."""
 
+import contextlib
 import os
 
 import paddle
 import paddle.distributed as dist
 
+from passl_xcit.utils.errors import TrainingError
+
 
 def launched_processes():
     """How many processes `paddle.distributed.launch` started together with this one (1 without it)."""
     return int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
+
+
+def is_launched():
+    """Whether `paddle.distributed.launch` started this process."""
+    return "PADDLE_LOCAL_SIZE" in os.environ
 
 
 def init_parallel():
@@ -34,18 +42,35 @@ def sum_over_processes(numbers):
     if world_size() == 1:
         return list(numbers)
     total = paddle.to_tensor(numbers, dtype="float64" if paddle.get_device() == "cpu" else "float32")
-    dist.all_reduce(total)
+    with _a_lost_process_named():
+        dist.all_reduce(total)
     return total.tolist()
 
 
 def copy_from_first(tensors):
     """Give `tensors` the values they have in the first process."""
     if world_size() > 1:
-        for tensor in tensors:
-            dist.broadcast(tensor, src=0)
+        with _a_lost_process_named():
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
 
 
 def wait_for_all():
     """Return when every process has come here."""
     if world_size() > 1:
-        dist.barrier()
+        with _a_lost_process_named():
+            dist.barrier()
+
+
+@contextlib.contextmanager
+def _a_lost_process_named():
+    """One line in place of a traceback; gloo, which connects processes on CPUs, waits 30 seconds for the others."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "gloo" not in str(error):
+            raise
+        raise TrainingError(
+            "another process of this run has ended, or did not come within 30 seconds; what became of it stands in its "
+            "log (workerlog.N in the folder --log_dir of paddle.distributed.launch)"
+        ) from error

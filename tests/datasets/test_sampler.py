@@ -37,6 +37,13 @@ def test_an_evaluation_sees_every_sample_exactly_once(length, world_size, batch_
     assert sorted(sum(seen, [])) == list(range(length))
 
 
+@given(lengths, worlds, batch_sizes)
+def test_common_batches_are_those_that_every_process_of_an_evaluation_has(length, world_size, batch_size):
+    options = {"batch_size": batch_size, "world_size": world_size, "pad": False}
+    samplers = [sampler_of(length, rank=rank, **options) for rank in range(world_size)]
+    assert {sampler.common_batches() for sampler in samplers} == {min(len(list(sampler)) for sampler in samplers)}
+
+
 @given(lengths, worlds, batch_sizes, st.booleans(), st.booleans(), seeds, epochs)
 def test_in_training_all_processes_make_equally_many_equally_large_steps(
     length, world_size, batch_size, shuffle, drop_last, seed, epoch

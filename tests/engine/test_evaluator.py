@@ -218,3 +218,24 @@ def test_where_all_images_are_bad_there_is_no_accuracy(config, tmp_path):
     damage(tmp_path / "val", *[f"class{label}/{number}.png" for label in range(7) for number in range(3)])
     with pytest.raises(DataError, match=f"{tmp_path}/val: none of its 21 images can be used"):
         builder.build_evaluator(cfg, builder.build_model(cfg)).evaluate()
+
+
+class TestStopping:
+    @pytest.mark.parametrize("bad", [0, 3])
+    def test_is_asked_for_once_a_batch_also_of_batches_of_bad_images(self, bad, config, tmp_path):
+        """Several processes answer together, so that all have to ask equally often."""
+        for index in range(bad):
+            (tmp_path / "val" / "class0" / f"{index}.png").write_bytes(b"")
+        cfg = config(COUNTED, "dataloader.val.sampler.batch_size=3")
+        asked = []
+        builder.build_evaluator(cfg, moved(cfg)).evaluate(interrupted=lambda: asked.append(True))
+        assert len(asked) == 7
+
+    @pytest.mark.parametrize("number", [1, 7])
+    def test_ends_the_evaluation_and_leaves_the_model_as_it_was(self, number, config):
+        cfg = config("dataloader.val.sampler.batch_size=3")
+        model, asked = moved(cfg), []
+        model.train()
+        with pytest.raises(evaluator.EvaluationStopped):
+            builder.build_evaluator(cfg, model).evaluate(interrupted=lambda: asked.append(True) or len(asked) == number)
+        assert len(asked) == number and model.training

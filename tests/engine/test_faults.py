@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -71,9 +72,9 @@ def small_disk(tmp_path):
     def make(options):
         folder = tmp_path / "disk"
         folder.mkdir()
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True)
-        if done.returncode:
-            pytest.skip("only root may mount a small disk")
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]
+        if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("a small disk cannot be mounted here")
         mounted.append(folder)
         return folder
 

@@ -263,6 +263,13 @@ class TestSignals:
         tiny_run(tmp_path, init, resume_from="auto")
         assert [line["epoch"] for line in json_lines(tmp_path / "out") if line["mode"] == "val"] == [0, 1, 2]
 
+    def test_under_the_launcher_which_sends_three_a_further_sigterm_means_nothing(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("PADDLE_LOCAL_SIZE", "1")
+        trainer = tiny_trainer(tmp_path, hooks=[Signal(2, signal.SIGTERM) for _ in range(3)])
+        with pytest.raises(TrainingStopped):
+            trainer.train()
+        assert read_file(tmp_path / "out" / "interrupted.pdparams")["iter"] == 2
+
     def test_a_second_ctrl_c_stops_at_once(self, tmp_path):
         trainer = tiny_trainer(tmp_path, hooks=[Signal(2, signal.SIGINT), Signal(2, signal.SIGINT)])
         with pytest.raises(KeyboardInterrupt):
