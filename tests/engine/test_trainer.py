@@ -68,6 +68,14 @@ def fewer_images(per_class):
 RESUMED = {  # where the run stops, and what differs from the tiny config
     "after an epoch": (6, "train_epoch_end", ()),
     "before the epoch's checkpoint is written, so that the epoch is trained again": (12, "train_iter_end", ()),
+    "after the first iteration": (1, "train_iter_end", (BY_ITER,)),
+    "after the best epoch": (18, "train_epoch_end", ("epochs=4",)),
+    "with a moving average": (
+        8,
+        "train_iter_end",
+        (BY_ITER, "checkpoint.interval=4", "custom_config=[{name: EvaluateHook}, {name: EMAHook, warmup_updates: 5}]"),
+    ),
+    "with accumulated gradients": (8, "train_iter_end", (BY_ITER, "checkpoint.interval=4", "accum_steps=3")),
     "in the warm-up": (3, "train_iter_end", (BY_ITER, "checkpoint.interval=3")),
     "after the warm-up": (8, "train_iter_end", (BY_ITER, "checkpoint.interval=2")),
     "some iterations after the checkpoint": (11, "train_iter_end", (BY_ITER, "checkpoint.interval=4")),
