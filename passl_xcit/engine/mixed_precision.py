@@ -1,6 +1,7 @@
 """Training in half precision: PASSL's `use_amp` and `AMP`, on Paddle's own auto-cast."""
 
 import contextlib
+import warnings
 from typing import Any, Optional, Sequence
 
 import paddle
@@ -175,9 +176,15 @@ def _device_has(dtype):
     if device == "cpu":
         return False
     has = {"float16": paddle.amp.is_float16_supported, "bfloat16": paddle.amp.is_bfloat16_supported}[dtype]
-    if not has(device):
+    if not has(device) or not _casts_to(dtype):
         raise ConfigError(f"{device} has no {dtype} training; try the other dtype, or use_amp: false", "AMP.dtype")
     return True
+
+
+def _casts_to(dtype):
+    """Whether Paddle's auto-cast does so on the current device: to bfloat16 on custom devices of some names only."""
+    with warnings.catch_warnings(), paddle.amp.auto_cast(dtype=dtype):
+        return str(paddle.matmul(paddle.ones([1, 1]), paddle.ones([1, 1])).dtype).endswith(f".{dtype}")
 
 
 def warn_of_cpu():

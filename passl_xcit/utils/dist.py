@@ -22,6 +22,8 @@ def is_launched():
 def init_parallel():
     """Join the other processes, if there are any; call once, after the device is chosen."""
     if launched_processes() > 1:
+        if paddle.get_device() == "cpu":
+            os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"  # or Paddle goes to the device of a plugin it has found
         dist.init_parallel_env()
 
 

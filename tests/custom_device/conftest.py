@@ -27,9 +27,9 @@ def build_device(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def npu(build_device):
-    """The folder of a device called `npu`."""
-    return build_device("npu")
+def device(build_device):
+    """The folder of the device."""
+    return build_device(plugin.DEVICE)
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 //
 // - Most of Paddle's CPU operators know no float16 and bfloat16. Here they get kernels that widen the inputs, run the
 //   float32 one and round its results, as a device computes that sums in float32.
+// - Paddle itself fills tensors and adds gradients up with the kernels of `full` and `add`, and where the device has none,
+//   runs the CPU's on the device's pointers.
 // - The gradient of a product whose one factor needs none: Paddle frees the other factor's memory and cannot, then,
 //   copy it to the CPU. It gets a kernel on the device, which copies what is there.
 //
@@ -264,7 +266,6 @@ void Register(const char* name, bool on_device, const std::vector<DataType>& typ
 // Not more types than Ascend's plugin has (PaddleCustomDevice, backends/npu/kernels, commit 77090b64).
 void RegisterKernels() {
   ON_CPU(adamw, AdamwDenseKernel)
-  ON_CPU(add, AddKernel)
   ON_CPU(add_grad, AddGradKernel)
   ON_CPU_FLOAT16(batch_norm, BatchNormKernel)
   ON_CPU_FLOAT16(batch_norm_grad, BatchNormGradKernel)
@@ -282,6 +283,7 @@ void RegisterKernels() {
   ON_CPU(multiply, MultiplyKernel)
   ON_CPU(softmax, SoftmaxKernel)
   ON_CPU(softmax_grad, SoftmaxGradKernel)
+  ON_DEVICE(add, AddKernel)
   ON_DEVICE(full, FullKernel)
   ON_DEVICE(multiply_grad, MultiplyGradKernel)
 }

@@ -12,6 +12,7 @@ import paddle
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 SOURCES = ("device.cc", "kernels.cc")
+DEVICE = os.environ.get("TEST_DEVICE_TYPE", "npu")  # the name that tests give the device
 
 # In the order of `enum Counter` in device.cc.
 COUNTERS = (
@@ -32,7 +33,7 @@ def compiler():
     return shutil.which(os.environ.get("CXX", "g++"))
 
 
-def build(folder, device_type="npu"):
+def build(folder, device_type=DEVICE):
     """Compile the plugin for a device of this name into `folder`, which CUSTOM_DEVICE_ROOT may then name."""
     folder.mkdir(parents=True)
     package = Path(paddle.__file__).parent
@@ -62,6 +63,11 @@ def start(folder, *command, **options):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     command = [sys.executable, *map(str, command)]
     return subprocess.Popen(command, env=environment(folder, **options.pop("variables", {})), **{**pipes, **options})
+
+
+def written_counters(path):
+    """[{name: number}] of the processes that have written to `path`, which TEST_DEVICE_COUNTERS named."""
+    return [dict(zip(COUNTERS, map(int, line.split()))) for line in Path(path).read_text().splitlines()]
 
 
 def counters():

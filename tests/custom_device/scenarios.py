@@ -23,6 +23,7 @@ from passl_xcit.engine import builder  # noqa: E402
 from passl_xcit.modeling.checkpoint_formats import read_file  # noqa: E402
 from passl_xcit.modeling.weights import load_weights  # noqa: E402
 from passl_xcit.utils.config import load_config  # noqa: E402
+from passl_xcit.utils.errors import ConfigError  # noqa: E402
 
 DEMO = ROOT / "configs" / "demo" / "xcit_demo_p4_fashion_mnist.yaml"
 DEMO_WEIGHTS = ROOT / "weights" / "xcit_demo_p4_fashion_mnist.pdparams"
@@ -100,6 +101,40 @@ def operators(folder, *overrides):
         trainer.train_step(*next(batches))
     rows = re.findall(r"^ +(\w+) +\| +(\d+) +\| +(\d+) +\| +(\d+) +\| +(\d+)", table.getvalue(), re.MULTILINE)
     return {name: [int(count) for count in counts] for name, *counts in rows}
+
+
+def steady_steps(folder, device, *overrides):
+    """What the device counted in the third and in the fourth training step, and how often Python read a tensor."""
+    trainer = tiny_trainer_on_device(folder, device, *overrides)
+    batches = [next(iter(trainer.train_loader)) for _ in range(4)]
+    reads = []
+    for name in ("item", "numpy", "tolist", "__float__", "__int__", "__bool__"):
+        _note_calls(paddle.Tensor, name, reads)
+    found = []
+    for images, targets in batches:
+        before, read = counters(), len(reads)
+        trainer.train_step(images, targets)
+        found.append({name: count - before[name] for name, count in counters().items()})
+        found[-1]["reads"] = reads[read:]
+    return found[2:]
+
+
+def _note_calls(owner, name, calls):
+    original = getattr(owner, name)
+
+    def noting(*arguments, **options):
+        calls.append(name)
+        return original(*arguments, **options)
+
+    setattr(owner, name, noting)
+
+
+def bfloat16_error(folder, device):
+    """The message of a training that asks for bfloat16."""
+    try:
+        tiny_run(Path(folder), f"device={device}", "use_amp=true", "AMP={dtype: bfloat16}")
+    except ConfigError as error:
+        return str(error)
 
 
 def tiny_trainer_on_device(folder, device, *overrides):

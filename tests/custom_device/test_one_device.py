@@ -1,11 +1,13 @@
 """One process on a device without hardware: the same numbers as on the CPU."""
 
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
 import plugin
 import pytest
+from plugin import DEVICE
 from tiny_run import json_lines, tiny_run
 
 SCENARIOS = Path(__file__).parent / "scenarios.py"
@@ -13,37 +15,47 @@ SCENARIOS = Path(__file__).parent / "scenarios.py"
 
 @pytest.mark.slow
 @pytest.mark.parametrize("delay", [0, 200])
-def test_the_demo_weights_have_the_cpus_logits(delay, npu, scenario):
+def test_the_demo_weights_have_the_cpus_logits(delay, device, scenario):
     """Also where every copy starts 0.2 ms late, which shows a result that is read before it is there."""
-    found = scenario(npu, "demo_logits", "cpu", "npu:0", "npu:1", TEST_DEVICE_DELAY_US=delay)
+    found = scenario(device, "demo_logits", "cpu", f"{DEVICE}:0", f"{DEVICE}:1", TEST_DEVICE_DELAY_US=delay)
     cpu = found["cpu"]
     assert cpu["right"] > 150 and cpu["place"] == "Place(cpu)"
-    for device in ("npu:0", "npu:1"):
-        assert found[device]["place"] == f"Place({device})"
-        assert found[device]["right"] == cpu["right"]
-        np.testing.assert_allclose(found[device]["logits"], cpu["logits"], atol=1e-5)
+    for name in (f"{DEVICE}:0", f"{DEVICE}:1"):
+        assert found[name]["place"] == f"Place({name})"
+        assert found[name]["right"] == cpu["right"]
+        np.testing.assert_allclose(found[name]["logits"], cpu["logits"], atol=1e-5)
     assert found["counters"]["host_to_device"] > 100 and found["counters"]["refused"] == 0
 
 
+def tiny_model(option):
+    backbone = f"{{name: XCiT, patch_size: 4, embed_dim: 8, depth: 1, num_heads: 2, cls_attn_layers: 1, {option}}}"
+    head = "{name: SwinTransformerClsHead, in_channels: 8, num_classes: 3}"
+    return f"{{name: Classification, backbone: {backbone}, head: {head}}}"
+
+
+MODELS = f"[{{Teacher: {tiny_model('eta: 1.0')}}}, {{Student: {tiny_model('use_recompute: true')}}}]"
+DISTILLATION = f"model={{name: DistillationWrapper, distillation_type: soft, models: {MODELS}}}"
+EMA = "custom_config=[{name: EvaluateHook}, {name: EMAHook, decay: 0.9}]"
+
+
 @pytest.mark.slow
-def test_a_training_has_the_cpus_losses_and_evaluations(npu, scenario, tmp_path):
-    tiny_run(tmp_path / "cpu")
+@pytest.mark.parametrize("overrides", [(), (EMA, "accum_steps=2"), (DISTILLATION,)])
+def test_a_training_has_the_cpus_losses_and_evaluations(overrides, device, scenario, tmp_path):
+    tiny_run(tmp_path / "cpu", *overrides)
     expected = json_lines(tmp_path / "cpu" / "out")
-    found = scenario(npu, "train", tmp_path / "npu", "device=npu:0")
-    assert len(found) == len(expected) == 14
+    found = scenario(device, "train", tmp_path / "device", f"device={DEVICE}:0", *overrides)
+    assert len(found) == len(expected) >= 14
     for line, other in zip(found, expected):
-        assert line == {
-            **other,
-            **{key: pytest.approx(value, rel=1e-4) for key, value in other.items() if key != "mode"},
-        }
+        numbers = {key: pytest.approx(value, rel=1e-4) for key, value in other.items() if key != "mode"}
+        assert line == {**numbers, "mode": other["mode"]}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first, second", [("npu:0", "cpu"), ("cpu", "npu:1")])
-def test_a_checkpoint_of_one_device_goes_on_on_the_other(first, second, npu, scenario, tmp_path):
+@pytest.mark.parametrize("first, second", [(f"{DEVICE}:0", "cpu"), ("cpu", f"{DEVICE}:1")])
+def test_a_checkpoint_of_one_device_goes_on_on_the_other(first, second, device, scenario, tmp_path):
     tiny_run(tmp_path / "whole")
-    scenario(npu, "train", tmp_path / "parts", f"device={first}", "epochs=1")
-    found = scenario(npu, "resume", tmp_path / "parts", f"device={second}")
+    scenario(device, "train", tmp_path / "parts", f"device={first}", "epochs=1")
+    found = scenario(device, "resume", tmp_path / "parts", f"device={second}")
     expected = json_lines(tmp_path / "whole" / "out")
     assert [line["iter"] for line in found] == [line["iter"] for line in expected]
     losses = [[line["loss"] for line in lines if line["mode"] == "train"] for lines in (found, expected)]
@@ -51,13 +63,46 @@ def test_a_checkpoint_of_one_device_goes_on_on_the_other(first, second, npu, sce
 
 
 @pytest.mark.slow
-def test_a_device_pointer_faults_on_the_host(npu):
-    process = plugin.start(npu, SCENARIOS, "touch_device_memory", "npu:0")
+def test_a_device_pointer_faults_on_the_host(device):
+    process = plugin.start(device, SCENARIOS, "touch_device_memory", f"{DEVICE}:0")
     process.communicate(timeout=100)
     assert process.returncode == -signal.SIGSEGV
 
 
 @pytest.mark.slow
-def test_memory_is_counted(npu, scenario):
-    held, after, peak = scenario(npu, "memory", "npu:0")
+def test_memory_is_counted(device, scenario):
+    held, after, peak = scenario(device, "memory", f"{DEVICE}:0")
     assert held == peak and held - after == 4 << 20
+
+
+@pytest.mark.slow
+def test_a_training_that_is_killed_goes_on_as_if_it_had_not_been(device, scenario, tmp_path):
+    expected = scenario(device, "train", tmp_path / "whole", f"device={DEVICE}:1", "epochs=3")
+    arguments = (tmp_path / "killed", f"device={DEVICE}:1", "epochs=3")
+    process = plugin.start(device, SCENARIOS, "train", *arguments, variables={"TEST_DEVICE_DELAY_US": 200})
+    while not (tmp_path / "killed" / "out" / "epoch_1.pdparams").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    found = scenario(device, "resume", *arguments)
+    # what was trained after the checkpoint is trained, and logged, once more
+    assert {line["mode"] + str(line["iter"]): line for line in found} == {
+        line["mode"] + str(line["iter"]): line for line in expected
+    }
+
+
+@pytest.mark.slow
+def test_a_training_step_makes_as_many_copies_as_the_one_before_and_python_reads_two_numbers(
+    device, scenario, tmp_path
+):
+    """The loss and the norm of the gradient. The copies are Paddle's, to and from the CPU's operators.
+
+    791 to the device and 1,010 from it were counted with Paddle 3.3.1.
+    """
+    third, fourth = scenario(device, "steady_steps", tmp_path, f"{DEVICE}:0")
+    for step in (third, fourth):
+        step.pop("allocations")  # Paddle keeps memory, and now and then takes more
+    assert third == fourth
+    assert third["reads"] == ["item", "item"] and third["refused"] == 0
+    assert 100 < third["host_to_device"] <= 800 and 100 < third["device_to_host"] <= 1020
