@@ -310,7 +310,13 @@ def _check_same_classes(train_loader, evaluator):
 
 def check_class_order(model, dataset):
     """Raise DataError where `dataset` has the classes of the loaded weights in another order; warn of other classes."""
-    ours, theirs = getattr(model, "student", model).class_names, dataset.class_names
+    for part in (getattr(model, "student", model), getattr(model, "teacher", None)):
+        if part is not None:
+            _check_class_order(part.class_names, dataset)
+
+
+def _check_class_order(ours, dataset):
+    theirs = dataset.class_names
     if not ours or not theirs or list(ours) == list(theirs):
         return
     index, (learnt, given) = next((i, pair) for i, pair in enumerate(zip(ours, theirs)) if pair[0] != pair[1])
@@ -328,4 +334,16 @@ def build_hooks(cfg):
         *((f"custom_config.{index}", node) for index, node in enumerate(cfg.get("custom_config") or [])),
     ]
     with cfg.errors_name_files():
+        _check_hooks([node["name"] for _, node in nodes[2:]])
         return [HOOKS.build(node, path) for path, node in nodes]
+
+
+def _check_hooks(names):
+    """Raise ConfigError for hooks of `custom_config` that are there twice, or lack the one they depend on."""
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise ConfigError(f"{twice} is there twice", "custom_config")
+    if "EarlyStopHook" in names and "EvaluateHook" not in names:
+        raise ConfigError("EarlyStopHook needs EvaluateHook, whose accuracies it watches", "custom_config")
+    if "EMAHook" in names and "EvaluateHook" not in names:
+        logger.warning("EMAHook without EvaluateHook: the average is kept, but not evaluated, and there is no best one")

@@ -28,7 +28,7 @@ logger = get_logger(TRAINER)
 LINKS = ("latest", "best")  # further names of numbered files
 STATE = ("optimizer", "lr_scheduler", "epoch", "iter", "samples", "best")
 EMA = "state_dict_ema"  # timm's name
-COUNTERS = ("skipped", "skipped_in_row", "returns")
+COUNTERS = ("evaluated", "skipped", "skipped_in_row", "returns")
 BEST_EMA = "best_ema.pdparams"  # a weight file, not a checkpoint
 MASTER = "master_weight"
 

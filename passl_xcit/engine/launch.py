@@ -51,6 +51,8 @@ def run(config_file, overrides=(), load=None, resume_from=None, evaluate_only=Fa
         load_weights(model, local_file(load), adapt=not evaluate_only)
     elif evaluate_only:
         logger.warning("no --load: the weights are untrained, and the accuracy will be that of guessing")
+    elif not resume_from and getattr(getattr(model, "student", model), "freeze", ()):
+        logger.warning("freeze without --load: what is frozen stays untrained")
     if evaluate_only:
         evaluator = builder.build_evaluator(cfg, model, explain_chance=bool(load))
         builder.check_class_order(model, evaluator.loader.dataset)
@@ -77,7 +79,9 @@ def _train_in_folder(cfg, trainer, resumed_from):
     with cfg.errors_name_files():
         _make_folder(trainer.output_dir, "output_dir")
         _make_folder(trainer.checkpoint_dir, "checkpoint.out_dir")
-        with run_lock(trainer.output_dir) if dist.is_main() else contextlib.nullcontext():
+        with contextlib.ExitStack() as locks:
+            for folder in {trainer.output_dir.resolve(), trainer.checkpoint_dir.resolve()} if dist.is_main() else ():
+                locks.enter_context(run_lock(folder))
             log_to_folder(trainer.output_dir, dist.rank())
             if dist.is_main():
                 write_run_record(cfg, trainer, resumed_from)

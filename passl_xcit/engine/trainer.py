@@ -44,6 +44,7 @@ class TrainState:
     ema: Optional[dict] = None  # {name: tensor}, the moving average of the weights where EMAHook keeps one
     best_ema: dict = field(default_factory=dict)  # as `best`, of the average
     ema_metrics: dict = field(default_factory=dict)  # as `metrics`, of the average
+    evaluated: int = 0  # the epoch after which the last evaluation was
     skipped: int = 0  # updates that were left out, because the gradient was not finite
     skipped_in_row: int = 0  # of them the last ones without an update between
     returns: int = 0  # how often weights were taken back from a checkpoint
@@ -156,7 +157,7 @@ class Trainer:
             try:
                 self._train()
             except EvaluationStopped:
-                self._stop_run()
+                self.stop_run()
 
     def _train(self):
         self.model.train()
@@ -172,19 +173,26 @@ class Trainer:
                 self.state.samples += len(images) * world_size()  # the sampler gives each process equally many
                 self.call_hooks("train_iter_end")
                 if self.stop.agreed():
-                    self._stop_run()
+                    self.stop_run()
             self._finish_epoch()
+        if self.state.skipped_in_row:
+            logger.warning(
+                f"the run ends with {self.state.skipped_in_row} updates left out: look at the last lines above"
+            )
         self.call_hooks("run_end")
 
     def _finish_epoch(self):
         self.state.epoch += 1
         try:
             self.call_hooks("train_epoch_end")
-        except EvaluationStopped:
+        except (EvaluationStopped, DataError) as error:
             self.state.epoch -= 1  # its end is still to come when the run is resumed
+            if isinstance(error, DataError) and world_size() == 1:  # others would wait for the one that has it
+                self.call_hooks("run_stopped")
             raise
 
-    def _stop_run(self):
+    def stop_run(self):
+        """Let the hooks save what there is, and end the run as the signal that asked for it wants."""
         self.call_hooks("run_stopped")
         number, iterations = self.stop.number or signal.SIGTERM, self.state.iter
         text = f"stopped by {signal.Signals(number).name} after {iterations} iterations; go on with --resume auto"
@@ -266,6 +274,7 @@ class Trainer:
         statistics = [name for name, tensor in tensors.items() if tensor.stop_gradient]
         copy_from_first([tensors[name] for name in statistics])
         self.state.metrics, self.state.best = self._evaluate("val", self.state.best)
+        self.state.evaluated = self.state.epoch
         if self.state.ema is not None:
             copy_from_first([self.state.ema[name] for name in statistics])
             with replaced(tensors, self.state.ema):

@@ -12,6 +12,8 @@ logger = get_logger(TRAINER)
 class EarlyStopHook(Hook):
     """Ends the training when acc1, and with EMAHook that of the average, was not raised for `patience` epochs.
 
+    It looks after evaluations only, so it needs EvaluateHook.
+
     Args:
         patience: epochs after the best one.
     """
@@ -33,7 +35,7 @@ class EarlyStopHook(Hook):
     def _look(self, trainer):
         state = trainer.state
         best = max(state.best.get("epoch", 0), state.best_ema.get("epoch", 0))
-        if best and state.epoch - best >= self.patience:
+        if best and state.evaluated == state.epoch and state.epoch - best >= self.patience:
             logger.info(f"no better acc1 since epoch {best}, {state.epoch - best} epochs ago: the training ends here")
             state.finished = True
 

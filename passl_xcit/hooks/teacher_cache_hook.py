@@ -1,7 +1,9 @@
 """The teacher's logits of every training image, computed once and kept in a file."""
 
 import copy
+import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Optional
@@ -18,7 +20,7 @@ from passl_xcit.utils.registry import HOOKS
 
 logger = get_logger(TRAINER)
 
-DECISIVE = ("teacher", "data", "transforms", "model")  # the settings of a run that its teacher's logits depend on
+LOSS_KEYS = ("distillation_type", "alpha", "tau", "dml_loss_weight", "head_loss_weight")
 
 
 class TeacherCacheHook(Hook):
@@ -30,7 +32,8 @@ class TeacherCacheHook(Hook):
     are the same; it takes 4 bytes a class and image (5.1 GB for ImageNet).
 
     Args:
-        file: where it lies; `teacher_logits.npy` in the output folder by default.
+        file: its name, into which a digest of what the logits depend on is put, so that runs can share a folder;
+            `teacher_logits.npy` in the output folder by default.
 
     Raises:
         ConfigError: the model is no distillation, or a transform draws at random; at the start of the run.
@@ -48,13 +51,12 @@ class TeacherCacheHook(Hook):
         if not hasattr(trainer.model, "teacher"):
             raise ConfigError("TeacherCacheHook: the model has no teacher: it is for a DistillationWrapper")
         require_no_draws(trainer.train_loader.dataset)
-        path = Path(self.file or trainer.output_dir / "teacher_logits.npy")
-        settings = json.loads(trainer.settings)
-        description = json.dumps([settings.get(name) for name in DECISIVE])
-        if is_main() and not _is_of(path, description):
-            write_logits(path, trainer, description)
+        path = cache_path(Path(self.file or trainer.output_dir / "teacher_logits.npy"), json.loads(trainer.settings))
+        shape = (len(trainer.train_loader.dataset), trainer.model.num_classes)
+        if is_main() and _opened(path, shape) is None:
+            write_logits(path, shape, trainer)
         wait_for_all()
-        self.logits = np.lib.format.open_memmap(path, mode="r")
+        self.logits = _opened(path, shape)
 
     def train_epoch_begin(self, trainer):
         self.batches = trainer.coming_batches()
@@ -85,39 +87,50 @@ class _NoDraws:
         )
 
 
-def write_logits(path, trainer, description):
-    """Write the teacher's logits [samples, K], float32, to `path`, and beside it what they are of."""
-    dataset, batch = trainer.train_loader.dataset, trainer.train_loader.batch_sampler.batch_size
-    shape = (len(dataset), trainer.model.num_classes)
+def cache_path(path, settings):
+    """`path` with a digest of the settings of a run that its teacher's logits depend on."""
+    model = {key: value for key, value in (settings.get("model") or {}).items() if key not in LOSS_KEYS}
+    decisive = [model, *(settings.get(name) for name in ("teacher", "data", "transforms"))]
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+    return path.with_name(f"{path.stem}-{digest[:16]}.npy")
+
+
+def write_logits(path, shape, trainer):
+    """Write the teacher's logits, float32 of `shape` [samples, K], to `path`: whole, or not at all."""
     _require_space(path, 4 * shape[0] * shape[1])
-    loader = copy.copy(trainer.train_loader)
-    indices = range(len(dataset))
+    loader, batch = copy.copy(trainer.train_loader), trainer.train_loader.batch_sampler.batch_size
+    indices = range(shape[0])
     loader.batch_sampler = [[(0, i) for i in indices[start : start + batch]] for start in indices[::batch]]
-    temporary = path.with_name(f".{path.name}.tmp")
-    logits = np.lib.format.open_memmap(temporary, mode="w+", dtype="float32", shape=shape)
-    done = 0
-    for images, _ in tqdm(loader, desc="teacher", disable=None):
-        with paddle.no_grad():
-            rows = trainer.model.teacher(trainer.model.teacher_images(images)).astype("float32").numpy()
-        logits[done : done + len(rows)] = rows
-        done += len(rows)
-    logits.flush()
-    temporary.replace(path)
-    path.with_suffix(".json").write_text(description, encoding="utf-8")
-    logger.info(f"the teacher's logits of {len(dataset)} images are in {path}")
-
-
-def _is_of(path, description):
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        return path.exists() and path.with_suffix(".json").read_text(encoding="utf-8") == description
-    except (OSError, UnicodeDecodeError):
-        return False
+        logits, done = np.lib.format.open_memmap(temporary, mode="w+", dtype="float32", shape=shape), 0
+        for images, _ in tqdm(loader, desc="teacher", disable=None):
+            if trainer.stop.number:
+                trainer.stop_run()
+            with paddle.no_grad():
+                rows = trainer.model.teacher(trainer.model.teacher_images(images)).astype("float32").numpy()
+            logits[done : done + len(rows)] = rows
+            done += len(rows)
+        logits.flush()
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    logger.info(f"the teacher's logits of {shape[0]} images are in {path}")
+
+
+def _opened(path, shape):
+    """The logits in the file `path`; None where there is none, or not one of ours."""
+    try:
+        logits = np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError, EOFError):
+        return None
+    return logits if logits.shape == shape and logits.dtype == np.float32 else None
 
 
 def _require_space(path, size):
     free = shutil.disk_usage(path.parent).free
     if free < size:
-        raise DataError(f"{path}: the teacher's logits take {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
+        raise DataError(f"{path}: the teacher's logits take {size / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free")
 
 
 HOOKS.register(TeacherCacheHook)

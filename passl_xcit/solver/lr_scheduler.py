@@ -60,7 +60,10 @@ def LinearWarmup(
     _at_least(1, warmup_steps=warmup_steps)
     end = scaled(end_lr, base_batch_size, global_batch_size)
     if start_lr >= end:
-        raise ValueError(f"start_lr {start_lr} must be below end_lr {_text(end, end_lr)}")
+        raise ValueError(
+            f"start_lr {start_lr} must be below end_lr {_text(end, end_lr)}: "
+            "use a larger batch, more processes, or another start_lr"
+        )
     if not isinstance(learning_rate, lr.LRScheduler):
         learning_rate = scaled(learning_rate, base_batch_size, global_batch_size)
     return lr.LinearWarmup(learning_rate, warmup_steps * iters_per_epoch, start_lr, end)

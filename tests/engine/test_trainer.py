@@ -311,3 +311,18 @@ def test_an_evaluation_that_is_broken_off_is_made_again_and_nothing_differs(stag
     assert not (tmp_path / "resumed" / "interrupted.pdparams").exists()
     files = {folder: {p.name: p.read_bytes() for p in (tmp_path / folder).glob("*.pdparams")} for folder in RUNS}
     assert "latest.pdparams" in files["whole"] and files["whole"] == files["resumed"]
+
+
+def test_an_image_that_breaks_the_evaluation_off_does_not_cost_the_epoch(tmp_path):
+    whole, resumed = two_runs(tmp_path)
+    tiny_run(tmp_path, whole)
+    image = next((tmp_path / "val").rglob("*.png"))
+    good = image.read_bytes()
+    image.write_bytes(b"no image")
+    with pytest.raises(DataError, match="not an image"):
+        tiny_run(tmp_path, resumed)
+    assert read_file(tmp_path / "resumed" / "interrupted.pdparams")["iter"] == 6
+    image.write_bytes(good)
+    tiny_run(tmp_path, resumed, resume_from="auto")
+    latest = [(tmp_path / folder / "latest.pdparams").read_bytes() for folder in RUNS]
+    assert latest[0] == latest[1]

@@ -37,6 +37,15 @@ def test_it_does_not_end_while_it_gets_better(tmp_path, monkeypatch):
     assert trainer.state.epoch == 5 and not trainer.state.finished
 
 
+def test_it_does_not_count_epochs_that_were_not_evaluated(tmp_path, monkeypatch):
+    """Evaluated after epochs 3, 6 and 9: with a patience of 1 the second one ends it, which does not get better."""
+    scores(monkeypatch, [30.0, 20.0])
+    every_third = "custom_config=[{name: EvaluateHook, interval: 3}, {name: EarlyStopHook, patience: 1}]"
+    trainer = tiny_trainer(tmp_path, every_third, "epochs=9", "dataloader.train.sampler.batch_size=24")
+    trainer.train()
+    assert trainer.state.epoch == 6
+
+
 def test_a_run_that_was_ended_stays_ended_when_it_is_resumed(tmp_path, monkeypatch):
     scores(monkeypatch, [30.0, 20.0, 10.0])
     tiny_run(tmp_path, STOP, "epochs=9")

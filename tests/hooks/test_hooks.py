@@ -107,8 +107,26 @@ class TestStages:
 
     @pytest.mark.parametrize("name", sorted(set(HOOKS) - {"TeacherCacheHook"}))  # which needs a teacher
     def test_every_registered_hook_lives_through_a_run(self, name, tmp_path):
-        tiny_run(tmp_path, f"custom_config=[{{name: EvaluateHook}}, {{name: {name}}}]")
+        names = dict.fromkeys(["EvaluateHook", name])
+        tiny_run(tmp_path, f"custom_config=[{', '.join(f'{{name: {name}}}' for name in names)}]")
         assert stages_of(HOOKS.build({"name": name}))
+
+
+class TestHooksOfAConfig:
+    @pytest.mark.parametrize(
+        "hooks, text",
+        [
+            ("[{name: EMAHook}, {name: EvaluateHook}, {name: EMAHook}]", "custom_config: EMAHook is there twice"),
+            ("[{name: EarlyStopHook}]", "custom_config: EarlyStopHook needs EvaluateHook, whose accuracies it watches"),
+        ],
+    )
+    def test_that_cannot_work_are_refused(self, hooks, text, tmp_path):
+        with pytest.raises(ConfigError, match=text):
+            tiny_run(tmp_path, f"custom_config={hooks}")
+
+    def test_that_nobody_evaluates_are_warned_of(self, tmp_path, capsys):
+        tiny_run(tmp_path, "custom_config=[{name: EMAHook}]", "epochs=1")
+        assert "EMAHook without EvaluateHook: the average is kept, but not evaluated" in capsys.readouterr().out
 
 
 def clock(*times):

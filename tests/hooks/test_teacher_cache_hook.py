@@ -1,5 +1,6 @@
 """The teacher's logits from a file give the training that the teacher itself gives."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from tiny_run import tiny_run, tiny_trainer
 
 from passl_xcit.hooks.teacher_cache_hook import TeacherCacheHook
 from passl_xcit.modeling.architectures import Classification
-from passl_xcit.utils.errors import ConfigError
+from passl_xcit.utils.errors import ConfigError, TrainingStopped
 
 BACKBONE = "{name: XCiT, patch_size: 4, embed_dim: 8, depth: 1, num_heads: 2, cls_attn_layers: 1, drop_path_rate: 0.2}"
 HEAD = "{name: SwinTransformerClsHead, in_channels: 8, num_classes: 3}"
@@ -57,12 +58,44 @@ def test_the_teacher_is_asked_once_an_image_and_not_again_in_the_next_run(tmp_pa
         assert asked.count(trainer.model.teacher) == expected
 
 
-def test_another_teacher_is_asked_anew(tmp_path):
+def cache_of(folder):
+    (path,) = folder.glob("teacher_logits-*.npy")
+    return path
+
+
+def test_another_teacher_has_another_file(tmp_path):
+    shared = f"custom_config=[{{name: EvaluateHook}}, {{name: TeacherCacheHook, file: {tmp_path}/teacher_logits.npy}}]"
+    for seed in (5, 6):
+        tiny_trainer(tmp_path, *FIXED, shared, "epochs=1", f"seed={seed}").train()
+    one, other = (np.load(path) for path in tmp_path.glob("teacher_logits-*.npy"))
+    assert one.shape == other.shape == (24, 3) and not np.array_equal(one, other)
+
+
+def test_another_weight_of_the_loss_takes_the_same_file(tmp_path):
+    for weight in (0.5, 0.7):
+        tiny_trainer(tmp_path, *FIXED, CACHE, "epochs=1", f"model.dml_loss_weight={weight}").train()
+        assert cache_of(tmp_path / "out")
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "other shape", "other type"])
+def test_a_file_that_is_not_one_of_ours_is_written_anew(damage, tmp_path):
     tiny_trainer(tmp_path, *FIXED, CACHE, "epochs=1").train()
-    path = tmp_path / "out" / "teacher_logits.npy"
-    before = np.load(path)
-    tiny_trainer(tmp_path, *FIXED, CACHE, "epochs=1", "seed=6").train()
-    assert before.shape == (24, 3) and not np.array_equal(before, np.load(path))
+    path = cache_of(tmp_path / "out")
+    good = path.read_bytes()
+    if damage in ("empty", "cut"):
+        path.write_bytes(good[: 0 if damage == "empty" else len(good) // 2])
+    else:
+        np.save(path, np.zeros((24, 3), "float64") if damage == "other type" else np.zeros((24, 2), "float32"))
+    tiny_trainer(tmp_path, *FIXED, CACHE, "epochs=1").train()
+    assert path.read_bytes() == good
+
+
+def test_a_stop_while_the_teacher_is_asked_leaves_no_half_file(tmp_path):
+    trainer = tiny_trainer(tmp_path, *FIXED, CACHE)
+    trainer.stop.number = signal.SIGTERM
+    with pytest.raises(TrainingStopped, match="stopped by SIGTERM after 0 iterations"):
+        trainer.train()
+    assert not list((tmp_path / "out").glob("*.npy")) and not list((tmp_path / "out").glob(".*.tmp"))
 
 
 @pytest.mark.parametrize(
