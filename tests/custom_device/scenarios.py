@@ -103,6 +103,33 @@ def operators(folder, *overrides):
     return {name: [int(count) for count in counts] for name, *counts in rows}
 
 
+def collectives(folder):
+    """What each collective operation makes of 300,000 numbers (more than a slot holds) of each process."""
+    import paddle.distributed as dist
+
+    dist.init_parallel_env()
+    rank, found = dist.get_rank(), {}
+    for dtype in ("float32", "float64", "float16", "bfloat16", "int32", "int64"):
+        mine = paddle.to_tensor(np.arange(300_000) % 7 + 10 * rank + 1).astype(dtype)
+        for name in ("SUM", "MAX", "MIN", "PROD"):
+            tensor = mine.clone()
+            dist.all_reduce(tensor, op=getattr(dist.ReduceOp, name))
+            found[f"{dtype} all_reduce {name}"] = tensor
+        tensor = mine.clone()
+        dist.broadcast(tensor, src=1)
+        found[f"{dtype} broadcast"] = tensor
+        # Into one tensor: for a list of them, Paddle 3.3.1 takes the result apart before it is there.
+        gathered = paddle.zeros([600_000], dtype=dtype)
+        dist.stream.all_gather(gathered, mine)
+        found[f"{dtype} all_gather"] = gathered
+        part = paddle.zeros([150_000], dtype=dtype)
+        dist.reduce_scatter(part, [mine[:150_000], mine[150_000:]])
+        found[f"{dtype} reduce_scatter"] = part
+    dist.barrier()
+    arrays = {name: tensor.astype("float64").numpy() for name, tensor in found.items()}
+    np.savez(Path(folder) / f"rank{rank}.npz", **arrays)
+
+
 def steady_steps(folder, device, *overrides):
     """What the device counted in the third and in the fourth training step, and how often Python read a tensor."""
     trainer = tiny_trainer_on_device(folder, device, *overrides)

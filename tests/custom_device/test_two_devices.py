@@ -76,3 +76,25 @@ def test_device_cpu_stays_on_the_cpu_where_the_launcher_finds_a_device(on_cpu):
     _, output, _, counted = on_cpu
     assert "Place(cpu)" in output and f"Place({DEVICE}" not in output
     assert not any(counters["host_to_device"] or counters["collectives"] for counters in counted)
+
+
+@pytest.mark.slow
+def test_collective_operations_do_what_they_are_called(device, tmp_path):
+    command = (HERE / "scenarios.py", "collectives", tmp_path)
+    code, output = launch(device, tmp_path, *command, TEST_DEVICE_DELAY_US=300)
+    assert code == 0, output
+    first, second = (np.arange(300_000) % 7 + 10.0 * rank + 1 for rank in (0, 1))
+    expected = {
+        "all_reduce SUM": [first + second] * 2,
+        "all_reduce MAX": [second] * 2,
+        "all_reduce MIN": [first] * 2,
+        "all_reduce PROD": [first * second] * 2,
+        "broadcast": [second] * 2,
+        "all_gather": [np.concatenate([first, second])] * 2,
+        "reduce_scatter": np.split(first + second, 2),
+    }
+    for rank in (0, 1):
+        found = np.load(tmp_path / f"rank{rank}.npz")
+        assert len(found) == 6 * len(expected)
+        for name, array in found.items():
+            np.testing.assert_array_equal(array, expected[name.partition(" ")[2]][rank], err_msg=name)
