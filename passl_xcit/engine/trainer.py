@@ -208,8 +208,9 @@ class Trainer:
         paddle.seed(step_seed(self.seed, self.state.iter, rank()))
         self.guard.keep(self._statistics)
         outputs = self._forward_and_backward(images, targets)
-        self.precision.unscale(self.model.parameters())
-        outputs["grad_norm"] = global_norm(self.model.parameters())
+        parameters = self.model.parameters()
+        self.precision.unscale(parameters)
+        outputs["grad_norm"] = global_norm(parameters)
         self.state.lr = self.optimizer.get_lr()
         loss, norm = outputs["loss"].item(), outputs["grad_norm"].item()
         if self.guard.accepts(self, images, loss, norm):
