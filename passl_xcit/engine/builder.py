@@ -303,9 +303,10 @@ def _settings(cfg, model, dataset):
 def _check_same_classes(train_loader, evaluator):
     """Labels are numbers: folders of other names in the other split would be other classes under the same numbers."""
     train, val = train_loader.dataset, evaluator.loader.dataset
-    if train.class_names and val.class_names and list(train.class_names) != list(val.class_names):
-        pair = next((a, b) for a, b in zip(train.class_names, val.class_names) if a != b)
-        raise DataError(f"{val.where}: its classes are not those of {train.where}: '{pair[1]}' instead of '{pair[0]}'")
+    difference = _first_other_class(train.class_names, val.class_names)
+    if difference:
+        _, ours, theirs = difference
+        raise DataError(f"{val.where}: its classes are not those of {train.where}: '{theirs}' instead of '{ours}'")
 
 
 def check_class_order(model, dataset):
@@ -316,14 +317,23 @@ def check_class_order(model, dataset):
 
 
 def _check_class_order(ours, dataset):
-    theirs = dataset.class_names
-    if not ours or not theirs or list(ours) == list(theirs):
+    difference = _first_other_class(ours, dataset.class_names)
+    if not difference:
         return
-    index, (learnt, given) = next((i, pair) for i, pair in enumerate(zip(ours, theirs)) if pair[0] != pair[1])
+    index, learnt, given = difference
     what = f"{dataset.where}: class {index} is '{given}', which the weights know as '{learnt}'"
-    if sorted(ours) == sorted(theirs):
+    if sorted(ours) == sorted(dataset.class_names):
         raise DataError(f"{what}: the same classes in another order; name the folders so that they sort as before")
     logger.warning(f"{what}: the head was trained on other classes")
+
+
+def _first_other_class(ours, theirs):
+    """(number, our name, their name) of the first class that has two; None where there is none, or names are unknown.
+
+    There are equally many, those of the head: `check_labels` has seen to it.
+    """
+    pairs = enumerate(zip(ours or (), theirs or ()))
+    return next(((index, our, their) for index, (our, their) in pairs if our != their), None)
 
 
 def build_hooks(cfg):
