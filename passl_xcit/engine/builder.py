@@ -230,7 +230,6 @@ def build_trainer(cfg, model):
         hooks=hooks,
         evaluator=evaluator,
         output_dir=cfg.get("output_dir", "outputs"),
-        checkpoint_dir=(cfg.get("checkpoint") or {}).get("out_dir"),
         seed=cfg.get("seed", 0),
         accum_steps=cfg.get("accum_steps", 1),
         precision=precision,

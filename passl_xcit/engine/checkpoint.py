@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 import paddle
 
-from passl_xcit.hooks.checkpoint_hook import INTERRUPTED
+from passl_xcit.hooks.checkpoint_hook import BEST_EMA, INTERRUPTED
 from passl_xcit.modeling.checkpoint_formats import read_file, write_file
 from passl_xcit.modeling.state_dict import MATHS, state_dict_of
 from passl_xcit.modeling.weights import set_weights, switch_maths
 from passl_xcit.utils.dist import world_size
 from passl_xcit.utils.errors import CheckpointError, TrainingError
 from passl_xcit.utils.logger import TRAINER, get_logger
+from passl_xcit.utils.new_file import renamed_to
 from passl_xcit.utils.registry import join
 
 logger = get_logger(TRAINER)
@@ -29,7 +30,6 @@ LINKS = ("latest", "best")  # further names of numbered files
 STATE = ("optimizer", "lr_scheduler", "epoch", "iter", "samples", "best")
 EMA = "state_dict_ema"  # timm's name
 COUNTERS = ("evaluated", "skipped", "skipped_in_row", "returns")
-BEST_EMA = "best_ema.pdparams"  # a weight file, not a checkpoint
 MASTER = "master_weight"
 
 
@@ -272,16 +272,11 @@ def checkpoints_in(folder):
 
 def link_checkpoint(path, name):
     """Make `name` another name of the file `path`, without a moment in which there is none."""
-    temporary = Path(name).with_name(f".{Path(name).name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
+    with renamed_to(Path(name)) as temporary:
         try:
             os.link(path, temporary)
         except OSError:  # a file system without hard links
             shutil.copyfile(path, temporary)
-        os.replace(temporary, name)
-    finally:
-        temporary.unlink(missing_ok=True)  # to rename one name of a file to another of its names does nothing
 
 
 def optimizer_arrays(optimizer, model):

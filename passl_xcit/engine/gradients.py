@@ -5,10 +5,10 @@ import math
 
 import paddle
 
-from passl_xcit.modeling.formats.new_file import replace_file
 from passl_xcit.utils.dist import rank
 from passl_xcit.utils.errors import CheckpointError, TrainingError
 from passl_xcit.utils.logger import TRAINER, get_logger
+from passl_xcit.utils.new_file import replace_file
 
 logger = get_logger(TRAINER)
 

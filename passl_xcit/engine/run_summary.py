@@ -2,6 +2,7 @@
 
 import datetime
 
+from passl_xcit.hooks.checkpoint_hook import BEST_EMA
 from passl_xcit.utils.logger import TRAINER, get_logger
 
 logger = get_logger(TRAINER)
@@ -27,7 +28,7 @@ def summary(trainer):
         entries = []
     yield from _results("", trainer.state.best, _of_mode("val", entries), trainer.checkpoint_dir, "best.pdparams")
     averages = _of_mode("val_ema", entries)
-    yield from _results("EMA ", trainer.state.best_ema, averages, trainer.checkpoint_dir, "best_ema.pdparams")
+    yield from _results("EMA ", trainer.state.best_ema, averages, trainer.checkpoint_dir, BEST_EMA)
     starts = _starts(entries)
     images = starts[-1][-1]["samples"] - starts[0][0]["samples"] if starts else 0
     seconds = sum(start[-1]["elapsed"] for start in starts)

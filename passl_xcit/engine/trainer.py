@@ -17,6 +17,7 @@ from passl_xcit.engine import checkpoint, mixed_precision
 from passl_xcit.engine.evaluator import EvaluationStopped
 from passl_xcit.engine.gradients import STATISTICS, NonFiniteGuard, global_norm, parts
 from passl_xcit.engine.stop_request import StopRequest
+from passl_xcit.hooks.checkpoint_hook import CheckpointHook
 from passl_xcit.hooks.hook import Hook, stages_of
 from passl_xcit.utils.device import has_sync_batch_norm
 from passl_xcit.utils.dist import copy_from_first, is_main, rank, world_size
@@ -61,8 +62,7 @@ class Trainer:
         epochs: how many epochs the whole run has.
         hooks: see `hooks/hook.py`.
         evaluator: what `evaluate` runs, or None.
-        output_dir: where checkpoints and logs go.
-        checkpoint_dir: where checkpoints go, if not to `output_dir`.
+        output_dir: where logs go, and checkpoints, unless the CheckpointHook has an `out_dir`.
         seed: with the step and the rank it determines every draw of the framework.
         accum_steps: parts that a batch is split into, to compute one after the other for one update.
         precision: a MixedPrecision; float32 by default.
@@ -80,7 +80,6 @@ class Trainer:
         hooks=(),
         evaluator=None,
         output_dir=".",
-        checkpoint_dir=None,
         seed=0,
         accum_steps=1,
         precision=None,
@@ -90,7 +89,9 @@ class Trainer:
         self.model, self.train_loader = model, train_loader
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.epochs, self.seed, self.accum_steps = epochs, seed, accum_steps
-        self.output_dir, self.checkpoint_dir = Path(output_dir), Path(checkpoint_dir or output_dir)
+        self.output_dir = Path(output_dir)
+        out_dirs = [hook.out_dir for hook in hooks if isinstance(hook, CheckpointHook) and hook.out_dir]
+        self.checkpoint_dir = Path(out_dirs[0]) if out_dirs else self.output_dir
         self.precision, self.guard = precision or mixed_precision.float32(), guard or NonFiniteGuard()
         self.settings = settings
         self.hooks = sorted(hooks, key=lambda hook: hook.priority)

@@ -1,18 +1,18 @@
 """Writes checkpoints, prunes old ones, keeps `latest` and `best`."""
 
-import os
 import re
-from pathlib import Path
 from typing import Optional
 
 from passl_xcit.hooks.hook import Hook
 from passl_xcit.utils.dist import is_main, wait_for_all
 from passl_xcit.utils.errors import CheckpointError, TrainingError
 from passl_xcit.utils.logger import TRAINER, get_logger
+from passl_xcit.utils.new_file import remove_unfinished
 from passl_xcit.utils.registry import HOOKS
 
 logger = get_logger(TRAINER)
 INTERRUPTED = "interrupted.pdparams"
+BEST_EMA = "best_ema.pdparams"  # a weight file, not a checkpoint
 
 
 class CheckpointHook(Hook):
@@ -58,11 +58,8 @@ class CheckpointHook(Hook):
 
     def run_begin(self, trainer):
         """Remove what a killed run was writing."""
-        for folder in {self._folder(trainer), Path(trainer.output_dir)} if is_main() else ():
-            for path in folder.glob(".*.tmp"):
-                owner = re.fullmatch(r"\..+\.(\d+)\.tmp", path.name)
-                if owner and not _is_writing(int(owner[1])):
-                    path.unlink()
+        for folder in {trainer.checkpoint_dir, trainer.output_dir} if is_main() else ():
+            remove_unfinished(folder)
 
     def train_iter_end(self, trainer):
         if not self.by_epoch and trainer.state.iter % self.interval == 0:
@@ -110,7 +107,7 @@ class CheckpointHook(Hook):
             self.was_refused = False
 
     def _write(self, trainer, number, name):
-        folder = self._folder(trainer)
+        folder = trainer.checkpoint_dir
         path = folder / (name or self.template.format(number))
         # Its own name comes last: a run that is killed before goes on at the checkpoint before, and gives all names
         # anew. One that is killed behind it never comes here again.
@@ -123,14 +120,11 @@ class CheckpointHook(Hook):
         """Let `best_ema`, `best` and `latest` in `folder` be what the new checkpoint `file` says."""
         state = trainer.state
         if state.best_ema.get("iter") == state.iter:
-            trainer.save_ema(folder / "best_ema.pdparams")
+            trainer.save_ema(folder / BEST_EMA)
         if state.best.get("iter") == state.iter:
             trainer.link_checkpoint(file, folder / "best.pdparams")
         if self.create_symlink:
             trainer.link_checkpoint(file, folder / "latest.pdparams")
-
-    def _folder(self, trainer):
-        return Path(self.out_dir or trainer.output_dir)
 
     def _prune(self, folder, newest):
         """Remove all but the newest `max_keep_ckpts` numbered files; higher numbers belong to another run."""
@@ -139,17 +133,6 @@ class CheckpointHook(Hook):
         mine = sorted(number for number in numbers if number <= newest)
         for number in mine[: -self.max_keep_ckpts] if self.max_keep_ckpts else ():
             (folder / self.template.format(number)).unlink()
-
-
-def _is_writing(process):
-    """Whether the process of this number may still write; ours does not, but a killed run can have had its number."""
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return process != os.getpid()
 
 
 HOOKS.register(CheckpointHook)

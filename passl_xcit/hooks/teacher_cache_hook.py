@@ -3,7 +3,6 @@
 import copy
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Optional
@@ -16,6 +15,7 @@ from passl_xcit.hooks.hook import Hook
 from passl_xcit.utils.dist import is_main, wait_for_all
 from passl_xcit.utils.errors import ConfigError, DataError
 from passl_xcit.utils.logger import TRAINER, get_logger
+from passl_xcit.utils.new_file import replace_file
 from passl_xcit.utils.registry import HOOKS
 
 logger = get_logger(TRAINER)
@@ -101,20 +101,18 @@ def write_logits(path, shape, trainer):
     loader, batch = copy.copy(trainer.train_loader), trainer.train_loader.batch_sampler.batch_size
     indices = range(shape[0])
     loader.batch_sampler = [[(0, i) for i in indices[start : start + batch]] for start in indices[::batch]]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        logits, done = np.lib.format.open_memmap(temporary, mode="w+", dtype="float32", shape=shape), 0
+
+    def write(file):
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
         for images, _ in tqdm(loader, desc="teacher", disable=None):
             if trainer.stop.number:
                 trainer.stop_run()
             with paddle.no_grad():
-                rows = trainer.model.teacher(trainer.model.teacher_images(images)).astype("float32").numpy()
-            logits[done : done + len(rows)] = rows
-            done += len(rows)
-        logits.flush()
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+                rows = trainer.model.teacher(trainer.model.teacher_images(images))
+            file.write(rows.numpy().astype("<f4").tobytes())
+
+    replace_file(path, write)
     logger.info(f"the teacher's logits of {shape[0]} images are in {path}")
 
 

@@ -19,8 +19,8 @@ from passl_xcit.modeling.formats import (
     torch_writer,
     torch_zip,
 )
-from passl_xcit.modeling.formats.new_file import replace_file
 from passl_xcit.utils.errors import CheckpointError
+from passl_xcit.utils.new_file import replace_file
 
 HEAD_BYTES = 512
 DIGEST = "digest"

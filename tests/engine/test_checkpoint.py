@@ -398,7 +398,7 @@ def test_a_checkpoint_that_a_run_goes_on_from_has_all_its_names(tmp_path):
     trainer = tiny_trainer(tmp_path, "epochs=1", "custom_config=[{name: EMAHook}]")
     trainer.train()
     hook = next(hook for hook in trainer.hooks if isinstance(hook, CheckpointHook))
-    folder = hook.out_dir = tmp_path / "names"
+    folder = trainer.checkpoint_dir = tmp_path / "names"
     trainer.state.best = trainer.state.best_ema = {"acc1": 50.0, "iter": 6}
     for codes in ([], []):  # of the first epoch, and of the second
         while 0 not in codes:

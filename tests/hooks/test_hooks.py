@@ -24,9 +24,9 @@ from passl_xcit.hooks.evaluate_hook import EvaluateHook
 from passl_xcit.hooks.hook import Hook, stages_of
 from passl_xcit.hooks.log_hook import LogHook
 from passl_xcit.modeling.checkpoint_formats import read_file
-from passl_xcit.modeling.formats.new_file import replace_file
 from passl_xcit.utils.errors import ConfigError
 from passl_xcit.utils.logger import JsonLog, setup_logger
+from passl_xcit.utils.new_file import replace_file
 from passl_xcit.utils.registry import HOOKS
 
 
@@ -316,8 +316,9 @@ class TestEvaluateHook:
 class Run:
     """What CheckpointHook asks of a trainer; a checkpoint is a text, and epoch e scores `accuracies[e - 1]`."""
 
-    def __init__(self, folder, accuracies, iters_per_epoch=3):
-        self.output_dir, self.accuracies, self.iters_per_epoch = folder, accuracies, iters_per_epoch
+    def __init__(self, folder, accuracies, iters_per_epoch=3, checkpoint_dir=None):
+        self.output_dir, self.checkpoint_dir = folder, checkpoint_dir or folder
+        self.accuracies, self.iters_per_epoch = accuracies, iters_per_epoch
         self.epochs, self.state, self.saved = len(accuracies), TrainState(), []
         self.link_checkpoint, self.aside = link_checkpoint, contextlib.nullcontext
 
@@ -382,9 +383,9 @@ class TestCheckpointHook:
         Run(tmp_path, [-1] * 4).train(CheckpointHook(interval=2, by_epoch=False, max_keep_ckpts=2))
         assert files(tmp_path) == ["iter_10.pdparams", "iter_12.pdparams", "latest.pdparams"]
 
-    def test_out_dir_takes_them_elsewhere(self, tmp_path):
+    def test_they_go_into_the_folder_of_checkpoints(self, tmp_path):
         (tmp_path / "run").mkdir()
-        Run(tmp_path / "run", [1]).train(CheckpointHook(out_dir=str(tmp_path / "far" / "away")))
+        Run(tmp_path / "run", [1], checkpoint_dir=tmp_path / "far" / "away").train(CheckpointHook())
         assert files(tmp_path / "far" / "away") == ["best.pdparams", "epoch_1.pdparams", "latest.pdparams"]
         assert files(tmp_path / "run") == []
 
@@ -413,7 +414,7 @@ class TestCheckpointHook:
         for folder in ("run", "checkpoints"):
             (tmp_path / folder).mkdir()
             (tmp_path / folder / ".config.yaml.99999999.tmp").write_text("half")
-        CheckpointHook(out_dir=str(tmp_path / "checkpoints")).run_begin(Run(tmp_path / "run", []))
+        CheckpointHook().run_begin(Run(tmp_path / "run", [], checkpoint_dir=tmp_path / "checkpoints"))
         assert files(tmp_path / "run") == files(tmp_path / "checkpoints") == []
 
     @pytest.mark.parametrize("save", [True, False])

@@ -1,6 +1,8 @@
 """Writing a file so that nothing can leave half of it behind."""
 
+import contextlib
 import os
+import re
 from pathlib import Path
 
 from passl_xcit.utils.errors import CheckpointError
@@ -19,18 +21,48 @@ def replace_file(path, write, before_rename=None):
         CheckpointError: the file cannot be written (disk full, read-only folder, ...), or `path` is no file's name.
     """
     path = _target(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        try:
+        with renamed_to(path) as temporary:
             _write_through(temporary, write)
             if before_rename:
                 before_rename(temporary)
-            os.replace(temporary, path)
-            _flush_folder(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+        _flush_folder(path.parent)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def renamed_to(path):
+    """Yields a name beside `path`, at first of no file, for one that takes the place of `path` at the end.
+
+    After an error it is removed, and `path` is what it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)  # to rename one name of a file to another of its names does nothing
+
+
+def remove_unfinished(folder):
+    """Remove what killed processes were writing in `folder`."""
+    for path in folder.glob(".*.tmp"):
+        owner = re.fullmatch(r"\..+\.(\d+)\.tmp", path.name)
+        if owner and not _is_writing(int(owner[1])):
+            path.unlink()
+
+
+def _is_writing(process):
+    """Whether the process of this number may still write; ours does not, but a killed one can have had its number."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return process != os.getpid()
 
 
 def _target(path):
