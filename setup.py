@@ -16,7 +16,7 @@ setup(
     python_requires=">=3.9",
     packages=[*find_packages(include=["passl_xcit", "passl_xcit.*"]), "passl_xcit_tools"],
     package_dir={"passl_xcit_tools": "tools"},
-    package_data={"passl_xcit": ["datasets/fashion_mnist/*", "modeling/zoo.yaml"]},
+    package_data={"passl_xcit": ["datasets/fashion_mnist/*", "modeling/zoo.yaml", "utils/ascend_kernels.tsv"]},
     install_requires=[
         "paddlepaddle>=3.0",
         "numpy>=1.24",

@@ -1,7 +1,7 @@
 """XCiT and CrossViT on PaddlePaddle, with PASSL's conventions.
 
 The public names are here; each is imported when it is first used, so that `import passl_xcit` needs no Paddle, and
-that the processor can be prepared for Paddle (`utils/cpu.py`) before that is imported.
+that the processor can be prepared for Paddle (`utils/startup.py`) before that is imported.
 """
 
 import importlib
@@ -30,7 +30,7 @@ def __getattr__(name):
     if name not in _WHERE:
         raise AttributeError(f"module 'passl_xcit' has no attribute '{name}'")
     if _WHERE[name] in _WITH_PADDLE and "paddle" not in sys.modules:
-        importlib.import_module("passl_xcit.utils.cpu").prepare_cpu()
+        importlib.import_module("passl_xcit.utils.startup").prepare_paddle()
     return getattr(importlib.import_module(f"passl_xcit.{_WHERE[name]}"), name)
 
 

@@ -1,8 +1,8 @@
 """What tests of several rooms need; and the CPU set up as the tools set it up, before anything imports Paddle."""
 
-from passl_xcit.utils.cpu import prepare_cpu
+from passl_xcit.utils.startup import prepare_paddle
 
-prepare_cpu()
+prepare_paddle()
 
 import zlib  # noqa: E402
 

@@ -12,8 +12,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from passl_xcit.utils.command_line import make_parser, not_empty  # noqa: E402
-from passl_xcit.utils.cpu import prepare_cpu  # noqa: E402
 from passl_xcit.utils.errors import ConfigError, exit_with_one_line  # noqa: E402
+from passl_xcit.utils.startup import prepare_paddle  # noqa: E402
 
 
 def parse_args(argv):
@@ -33,7 +33,7 @@ def main(argv=None):
         raise ConfigError("give runs as NAME=FOLDER, or configs with --schedule; see --help")
     if min(args.iters_per_epoch, args.processes) < 1:
         raise ConfigError("--iters_per_epoch and --processes must be at least 1")
-    prepare_cpu()
+    prepare_paddle()
     from passl_xcit.engine.curves import draw_runs, draw_schedules, learning_rates, read_runs
     from passl_xcit.utils.config import load_config, parse_override
 

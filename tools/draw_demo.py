@@ -9,8 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from passl_xcit.utils.cpu import prepare_cpu  # noqa: E402
 from passl_xcit.utils.errors import exit_with_one_line  # noqa: E402
+from passl_xcit.utils.startup import prepare_paddle  # noqa: E402
 
 ROWS, COLUMNS = 4, 8
 RIGHT, WRONG = "#1a7f37", "#cf222e"
@@ -73,7 +73,7 @@ def draw(images, labels, predicted, names, curves, output):
 
 def main(argv=None):
     args = parse_args(argv)
-    prepare_cpu()
+    prepare_paddle()
     from passl_xcit.engine.curves import read_curves
 
     draw(*predict_first(args.config_file, args.load, ROWS * COLUMNS), read_curves(args.log), args.output)

@@ -10,8 +10,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from passl_xcit.utils.command_line import make_parser, not_empty  # noqa: E402
-from passl_xcit.utils.cpu import prepare_cpu  # noqa: E402
 from passl_xcit.utils.errors import exit_with_one_line  # noqa: E402
+from passl_xcit.utils.startup import prepare_paddle  # noqa: E402
 
 
 def parse_args(argv):
@@ -25,7 +25,7 @@ def parse_args(argv):
 
 def main(argv=None):
     args = parse_args(argv)
-    prepare_cpu()
+    prepare_paddle()
     from passl_xcit.modeling.weights import extract_weights
 
     count = extract_weights(args.checkpoint, args.output, args.prefix, args.remove_prefix)

@@ -20,8 +20,8 @@ sys.path.insert(0, str(ROOT))
 
 from passl_xcit.modeling.zoo import entries, normal_form  # noqa: E402
 from passl_xcit.utils.command_line import make_parser  # noqa: E402
-from passl_xcit.utils.cpu import prepare_cpu  # noqa: E402
 from passl_xcit.utils.errors import ConfigError, exit_with_one_line  # noqa: E402
+from passl_xcit.utils.startup import prepare_paddle  # noqa: E402
 
 FAMILIES = {"xcit": "XCiT", "crossvit": "CrossViT", "regnety": "RegNetY"}
 FILES = ("docs/model_zoo.md", "README.md", "README_zh.md")
@@ -244,7 +244,7 @@ def main(argv=None):
         return 0
     found = select(args.pattern)
     if args.check:
-        prepare_cpu()
+        prepare_paddle()
         lines = list(differences(found))
         print("\n".join(lines) or f"{len(found)} rows checked")
         return 1 if lines else 0

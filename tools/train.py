@@ -13,8 +13,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from passl_xcit.utils.command_line import add_override_options, make_parser, not_empty, overrides_of  # noqa: E402
-from passl_xcit.utils.cpu import prepare_cpu  # noqa: E402
 from passl_xcit.utils.errors import exit_with_one_line  # noqa: E402
+from passl_xcit.utils.startup import prepare_paddle  # noqa: E402
 
 
 def parse_args(argv):
@@ -49,7 +49,7 @@ def _true_or_false(text):
 
 def main(argv=None):
     args = parse_args(argv)
-    prepare_cpu()
+    prepare_paddle()
     from passl_xcit.engine.launch import run
 
     overrides = overrides_of(args, args.config_file, splits=("val",) if args.evaluate_only else ("train", "val"))

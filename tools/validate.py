@@ -13,8 +13,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from passl_xcit.utils.command_line import add_override_options, make_parser, not_empty, overrides_of  # noqa: E402
-from passl_xcit.utils.cpu import prepare_cpu  # noqa: E402
 from passl_xcit.utils.errors import ConfigError, exit_with_one_line  # noqa: E402
+from passl_xcit.utils.startup import prepare_paddle  # noqa: E402
 
 
 def parse_args(argv):
@@ -42,7 +42,7 @@ def main(argv=None):
         args.config, args.checkpoint = None, args.config
     config = one_of(args.config, args.c, "config")
     checkpoint = one_of(args.checkpoint, args.ckpt_path, "checkpoint")
-    prepare_cpu()
+    prepare_paddle()
     from passl_xcit.engine.launch import run
 
     run(config, overrides_of(args, config, splits=("val",)), load=checkpoint, evaluate_only=True)

@@ -9,10 +9,10 @@ import paddle
 
 from passl_xcit.datasets.dataset import NAMED, BadImage
 from passl_xcit.datasets.worker_pool import NO_SAMPLE, can_fork, in_workers
-from passl_xcit.utils.cpu import usable_cores
 from passl_xcit.utils.errors import DataError, UserError
 from passl_xcit.utils.logger import get_logger
 from passl_xcit.utils.seed import BATCH, generator
+from passl_xcit.utils.startup import usable_cores
 
 logger = get_logger(__name__)
 

@@ -16,7 +16,7 @@ from passl_xcit.modeling.factory import is_address, local_file
 from passl_xcit.modeling.weights import load_weights
 from passl_xcit.utils import dist
 from passl_xcit.utils.config import load_config
-from passl_xcit.utils.device import current_place, select_device
+from passl_xcit.utils.device import current_place, devices_of, select_device
 from passl_xcit.utils.errors import CheckpointError, ConfigError
 from passl_xcit.utils.logger import TRAINER, get_logger, log_to_folder, setup_logger
 
@@ -43,7 +43,7 @@ def run(config_file, overrides=(), load=None, resume_from=None, evaluate_only=Fa
     setup_logger(dist.rank())
     get_logger().info(f"Configs: {cfg}")
     with cfg.errors_name_files():
-        select_device(cfg.get("device") or ("gpu" if paddle.device.is_compiled_with_cuda() else "cpu"))
+        _select_device(cfg.get("device") or ("gpu" if paddle.device.is_compiled_with_cuda() else "cpu"))
     dist.init_parallel()
     logger.info(f"train with paddle {paddle.__version__} on {current_place()} device")
     model = builder.build_model(cfg, training=not evaluate_only)
@@ -58,6 +58,19 @@ def run(config_file, overrides=(), load=None, resume_from=None, evaluate_only=Fa
         builder.check_class_order(model, evaluator.loader.dataset)
         return evaluator.evaluate()
     return _train(cfg, model, resume_from)
+
+
+def _select_device(name):
+    processes, kind = dist.launched_processes(), name.partition(":")[0]
+    if processes > 1 and ":" in name:
+        text = f"'{name}' for {processes} processes: say {kind}, and let --devices of the launcher choose the cards"
+        raise ConfigError(text, "device")
+    select_device(name)
+    if processes > 1:
+        current = paddle.get_device()
+        logger.info(
+            f"{processes} processes; the first on {current}, of {', '.join(devices_of(current.partition(':')[0]))}"
+        )
 
 
 def _train(cfg, model, resume_from):

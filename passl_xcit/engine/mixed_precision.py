@@ -6,7 +6,7 @@ from typing import Any, Optional, Sequence
 
 import paddle
 
-from passl_xcit.utils.device import is_custom
+from passl_xcit.utils.device import operators_without
 from passl_xcit.utils.errors import ConfigError
 from passl_xcit.utils.logger import TRAINER, get_logger
 
@@ -33,9 +33,6 @@ class AutoCast:
 
 # Softmax is in Paddle's black list for O1, but not for O2.
 FLOAT32 = ("softmax",)
-# Operators without bfloat16 in Ascend's plugin (PaddleCustomDevice, backends/npu, commit 77090b64), nor on a CPU, where
-# what it lacks is run.
-NOT_BFLOAT16_ON_CUSTOM_DEVICES = ("batch_norm", "depthwise_conv2d", "dropout", "p_norm")
 
 
 class LossScale:
@@ -104,6 +101,7 @@ class MixedPrecision:
             raise ValueError("save_dtype can only be float32, and optimizers null: checkpoints hold float32")
         self.level, self.dtype, self.lists = level, dtype, (auto_cast or AutoCast()).lists
         self.enabled = (auto_cast is None or auto_cast.enable) and _device_has(dtype)
+        self.without_kernel = operators_without(dtype) if self.enabled else ()
         scaled = self.enabled and dtype == "float16"
         self.loss_scale = LossScale(float(scale_loss or 65536) if scaled else 1.0, scaled and use_dynamic_loss_scaling)
 
@@ -124,9 +122,7 @@ class MixedPrecision:
     def _operators(self):
         """The lists of operators that Paddle gets."""
         white, black = (set(self.lists[f"custom_{colour}_list"] or ()) for colour in ("white", "black"))
-        black.update(FLOAT32)
-        if self.dtype == "bfloat16" and is_custom(paddle.get_device()):
-            black.update(NOT_BFLOAT16_ON_CUSTOM_DEVICES)
+        black.update(FLOAT32, self.without_kernel)
         return {"custom_white_list": white, "custom_black_list": black - white}
 
     def evaluation(self):

@@ -13,10 +13,10 @@ import paddle
 import PIL
 
 from passl_xcit.utils.config import dump_config
-from passl_xcit.utils.cpu import usable_cores
 from passl_xcit.utils.dist import world_size
 from passl_xcit.utils.logger import TRAINER, get_logger
 from passl_xcit.utils.new_file import replace_file
+from passl_xcit.utils.startup import usable_cores
 
 logger = get_logger(TRAINER)
 

@@ -1,13 +1,18 @@
 """Devices: choosing one, saying clearly why one cannot be had, asking what it can do."""
 
+import os
 import sys
 
 import paddle
 
 from passl_xcit.utils.errors import ConfigError
+from passl_xcit.utils.kernels import kernels_of, only_in_float32
 from passl_xcit.utils.logger import get_logger
 
 logger = get_logger(__name__)
+
+# Variables that hide some of a machine's devices from a process.
+VISIBLE = {"gpu": "CUDA_VISIBLE_DEVICES", "npu": "ASCEND_RT_VISIBLE_DEVICES"}
 
 
 def select_device(name):
@@ -26,13 +31,41 @@ def select_device(name):
         paddle.set_device(name)
     except (ValueError, RuntimeError, OSError) as error:
         raise ConfigError(f"'{name}' cannot be used: {str(error).strip().splitlines()[-1]}", "device") from error
+    if is_custom(name):
+        _avoid_strided_views(_kind_of(name))
 
 
 def check_device(name):
-    """Raise ConfigError unless `name` is a device, such as 'cpu' or 'gpu:1', of a kind that this Paddle can run on."""
+    """Raise ConfigError unless `name` is a device, such as 'cpu' or 'gpu:1', that this Paddle can run on."""
     kind = _kind_of(name)
     if kind not in available_kinds():
         raise ConfigError(_missing(kind), "device")
+    there = devices_of(kind)
+    if ":" in str(name) and kind != "cpu" and name not in there:
+        visible = f"; {VISIBLE[kind]}={os.environ[VISIBLE[kind]]}" if os.environ.get(VISIBLE.get(kind, "")) else ""
+        raise ConfigError(f"there is no '{name}', only {', '.join(there) or 'none of them'}{visible}", "device")
+
+
+def devices_of(kind):
+    """The devices of a kind that this process sees, such as ["npu:0", "npu:1"]."""
+    if kind == "cpu":
+        return ["cpu"]
+    if kind == "gpu":
+        return [f"gpu:{index}" for index in range(_gpu_count())]
+    if kind == "xpu":
+        return [f"xpu:{index}" for index in range(paddle.device.xpu.device_count())]
+    # Paddle calls a single device `npu`, several ones `npu:0`, `npu:1`
+    found = [name for name in paddle.device.get_available_custom_device() if name.partition(":")[0] == kind]
+    return [f"{kind}:0"] if found == [kind] else found
+
+
+def _avoid_strided_views(kind):
+    """Let transposed and sliced tensors be copies. Paddle's guide for NPUs advises it, for their speed.
+
+    Views need a kernel for `contiguous`, without which the first one ends in an error.
+    """
+    if "contiguous" not in kernels_of(kind) or "FLAGS_use_stride_kernel" not in os.environ:
+        paddle.set_flags({"FLAGS_use_stride_kernel": False})
 
 
 def _kind_of(name):
@@ -63,8 +96,17 @@ def current_place():
 
 
 def has_sync_batch_norm():
-    """True where SyncBatchNorm has a kernel: on a GPU; neither CPU nor Ascend has one."""
-    return paddle.get_device().startswith("gpu")
+    """True where SyncBatchNorm has a kernel. Neither CPUs nor Ascend's plugin have one; BatchNorm stays plain there."""
+    return "sync_batch_norm" in kernels_of(_kind_of(paddle.get_device()))
+
+
+def operators_without(dtype):
+    """Names of the operators that the current device can run in float32, but not in `dtype`.
+
+    A device of a plugin falls back to the CPU for an operator that it has no kernel for at all.
+    """
+    kind = _kind_of(paddle.get_device())
+    return only_in_float32(dtype, kernels_of(kind), kernels_of("cpu")) if is_custom(kind) else set()
 
 
 def peak_memory():

@@ -49,12 +49,9 @@ def build(folder, device_type=DEVICE):
 
 
 def environment(folder, **more):
-    """The environment of a process that sees the device built in `folder`.
-
-    Without strided kernels: Paddle has no way out for a device that lacks `contiguous`.
-    """
+    """The environment of a process that sees the device built in `folder`."""
     paths = os.pathsep.join(map(str, (ROOT, HERE, HERE.parent)))
-    own = {"CUSTOM_DEVICE_ROOT": folder, "FLAGS_use_stride_kernel": 0, "GLOG_minloglevel": 1, "PYTHONPATH": paths}
+    own = {"CUSTOM_DEVICE_ROOT": folder, "GLOG_minloglevel": 1, "PYTHONPATH": paths}
     return {**os.environ, **{name: str(value) for name, value in {**own, **more}.items()}}
 
 

@@ -10,9 +10,9 @@ import re
 import sys
 from pathlib import Path
 
-from passl_xcit.utils.cpu import prepare_cpu
+from passl_xcit.utils.startup import prepare_paddle
 
-prepare_cpu()
+prepare_paddle()
 
 import numpy as np  # noqa: E402
 import paddle  # noqa: E402
@@ -23,6 +23,7 @@ from passl_xcit.engine import builder  # noqa: E402
 from passl_xcit.modeling.checkpoint_formats import read_file  # noqa: E402
 from passl_xcit.modeling.weights import load_weights  # noqa: E402
 from passl_xcit.utils.config import load_config  # noqa: E402
+from passl_xcit.utils.device import select_device  # noqa: E402
 from passl_xcit.utils.errors import ConfigError  # noqa: E402
 
 DEMO = ROOT / "configs" / "demo" / "xcit_demo_p4_fashion_mnist.yaml"
@@ -34,7 +35,7 @@ def demo_logits(*devices):
     cfg = load_config(DEMO)
     found = {}
     for device in devices:
-        paddle.set_device(device)
+        select_device(device)
         model = builder.build_model(cfg, training=False)
         load_weights(model, DEMO_WEIGHTS)
         model.eval()
@@ -165,7 +166,7 @@ def bfloat16_error(folder, device):
 
 
 def tiny_trainer_on_device(folder, device, *overrides):
-    paddle.set_device(device)
+    select_device(device)
     return tiny_trainer(Path(folder), f"device={device}", *overrides)
 
 
@@ -173,14 +174,14 @@ def touch_device_memory(device):
     """Read a device pointer on the host."""
     import ctypes
 
-    paddle.set_device(device)
+    select_device(device)
     tensor = paddle.ones([4])
     ctypes.string_at(tensor.data_ptr(), 4)
 
 
 def memory(device):
     """What Paddle says of the device's memory while 4 MiB are held, and after."""
-    paddle.set_device(device)
+    select_device(device)
     held = paddle.ones([1024, 1024])
     before = paddle.device.memory_allocated()
     del held

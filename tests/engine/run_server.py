@@ -94,9 +94,9 @@ class Run:
 
 def serve():
     sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "tests" / "engine")]
-    from passl_xcit.utils.cpu import prepare_cpu
+    from passl_xcit.utils.startup import prepare_paddle
 
-    prepare_cpu()
+    prepare_paddle()
     import faults
     import train
 

@@ -249,6 +249,7 @@ def test_two_processes_resume_what_one_has_begun_with_the_same_steps_and_learnin
     )
     assert code == 0, output + second
     assert "learning rate 1.000e-02 x global batch 4 (2 x 2 processes) / 2 = 2.000e-02" in output
+    assert "2 processes; the first on cpu, of cpu" in output
     rates = [
         {line["iter"]: line["lr"] for line in json_lines(tmp_path / folder) if line["mode"] == "train"}
         for folder in ("whole", "out")
@@ -373,7 +374,14 @@ def test_a_process_that_is_lost_is_one_line_and_another_error_is_not(wait, monke
     ],
 )
 def test_what_was_launched_must_be_what_was_asked_for(processes, option, message, tmp_path, monkeypatch):
-    monkeypatch.setenv("PADDLE_TRAINERS_NUM", str(processes))
+    monkeypatch.setattr(dist, "launched_processes", lambda: processes)
     with pytest.raises(ConfigError, match=re.escape(message)):
         tiny_run(tmp_path, distribute=option == "True")
     assert not (tmp_path / "out").exists()
+
+
+def test_one_card_for_several_processes_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(dist, "launched_processes", lambda: 8)
+    with pytest.raises(ConfigError) as caught:
+        tiny_run(tmp_path, "device=npu:3")
+    assert "device: 'npu:3' for 8 processes: say npu, and let --devices of the launcher choose" in str(caught.value)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from passl_xcit.utils.cpu import prepare_cpu
+from passl_xcit.utils.startup import prepare_paddle
 
-prepare_cpu()
+prepare_paddle()
 
 import paddle  # noqa: E402
 from tiny_run import tiny_config, tiny_trainer  # noqa: E402

@@ -8,7 +8,14 @@ import paddle
 import pytest
 
 from passl_xcit.utils import device
-from passl_xcit.utils.device import available_kinds, current_place, has_sync_batch_norm, peak_memory, select_device
+from passl_xcit.utils.device import (
+    available_kinds,
+    current_place,
+    devices_of,
+    has_sync_batch_norm,
+    peak_memory,
+    select_device,
+)
 from passl_xcit.utils.errors import ConfigError
 
 without_gpu = pytest.mark.skipif("gpu" in available_kinds(), reason="needs a Paddle without GPU")
@@ -72,10 +79,56 @@ def test_an_index_that_paddle_refuses_is_refused_in_one_line():
     assert refusal("cpu:1").startswith("device: 'cpu:1' cannot be used: ")
 
 
-@pytest.mark.parametrize(("current", "has"), [("gpu:0", True), ("cpu", False), ("npu:0", False)])
-def test_only_gpus_have_sync_batch_norm(monkeypatch, current, has):
-    monkeypatch.setattr(paddle, "get_device", lambda: current)
+@pytest.mark.parametrize(("operators", "has"), [({"sync_batch_norm": {"float32"}}, True), ({"batch_norm": {}}, False)])
+def test_batch_norm_is_synchronised_where_there_is_a_kernel_for_it(monkeypatch, operators, has):
+    monkeypatch.setattr(paddle, "get_device", lambda: "npu:1")
+    monkeypatch.setattr(device, "kernels_of", {"npu": operators}.get)
     assert has_sync_batch_norm() is has
+
+
+@pytest.fixture
+def two_npus(monkeypatch):
+    """Pretend that this Paddle has a plugin with two devices."""
+    monkeypatch.setattr(paddle.device, "get_all_custom_device_type", lambda: ["npu"])
+    monkeypatch.setattr(paddle.device, "get_available_custom_device", lambda: ["npu:0", "npu:1"])
+
+
+def test_a_device_beyond_those_of_the_machine_is_refused_with_those_there_are(two_npus, monkeypatch):
+    monkeypatch.delenv("ASCEND_RT_VISIBLE_DEVICES", raising=False)
+    assert refusal("npu:3") == "device: there is no 'npu:3', only npu:0, npu:1"
+    monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "4,5")
+    assert refusal("npu:3") == "device: there is no 'npu:3', only npu:0, npu:1; ASCEND_RT_VISIBLE_DEVICES=4,5"
+
+
+def test_a_single_device_of_a_plugin_has_number_0(two_npus, monkeypatch):
+    assert devices_of("npu") == ["npu:0", "npu:1"] and devices_of("cpu") == ["cpu"] and devices_of("gpu") == []
+    monkeypatch.setattr(paddle.device, "get_available_custom_device", lambda: ["npu"])
+    assert devices_of("npu") == ["npu:0"]
+
+
+@pytest.mark.parametrize(
+    ("kernels", "environment", "views"),
+    [
+        ({}, None, False),
+        ({}, "1", False),  # the user wants what the device cannot do
+        ({"contiguous": {"float32"}}, None, False),
+        ({"contiguous": {"float32"}}, "1", True),
+    ],
+)
+def test_strided_views_are_left_out_on_devices_of_plugins(two_npus, monkeypatch, kernels, environment, views):
+    monkeypatch.setattr(paddle, "set_device", lambda name: None)
+    monkeypatch.setattr(device, "kernels_of", lambda kind: kernels)
+    monkeypatch.delenv("FLAGS_use_stride_kernel", raising=False)
+    if environment:
+        monkeypatch.setenv("FLAGS_use_stride_kernel", environment)
+    flag = "FLAGS_use_stride_kernel"
+    before = paddle.get_flags(flag)[flag]
+    paddle.set_flags({flag: True})
+    try:
+        select_device("npu:1")
+        assert paddle.get_flags(flag)[flag] is views
+    finally:
+        paddle.set_flags({flag: before})
 
 
 class TestPeakMemory:

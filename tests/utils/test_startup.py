@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from passl_xcit.utils import cpu
-from passl_xcit.utils.cpu import prepare_cpu, usable_cores
+from passl_xcit.utils import startup
+from passl_xcit.utils.startup import prepare_paddle, usable_cores
 
-VARIABLES = ("OMP_NUM_THREADS", "MKL_DEBUG_CPU_TYPE", "PADDLE_LOCAL_SIZE")
+VARIABLES = ("OMP_NUM_THREADS", "MKL_DEBUG_CPU_TYPE", "FLAGS_npu_jit_compile", "PADDLE_LOCAL_SIZE")
 
 
 @pytest.fixture
@@ -19,14 +19,14 @@ def machine(monkeypatch):
 
     def prepare(cores, cpuinfo="GenuineIntel", **environment):
         for name in VARIABLES:
-            monkeypatch.setenv(name, "")  # so that monkeypatch restores what prepare_cpu sets
+            monkeypatch.setenv(name, "")  # so that monkeypatch restores what prepare_paddle sets
             monkeypatch.delenv(name)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr(cpu, "usable_cores", lambda: cores)
-        monkeypatch.setattr(cpu.Path, "read_text", lambda path, **options: cpuinfo)
-        prepare_cpu()
-        return {name: os.environ[name] for name in VARIABLES[:2] if name in os.environ}
+        monkeypatch.setattr(startup, "usable_cores", lambda: cores)
+        monkeypatch.setattr(startup.Path, "read_text", lambda path, **options: cpuinfo)
+        prepare_paddle()
+        return {name: os.environ[name] for name in VARIABLES[:3] if name in os.environ}
 
     return prepare
 
@@ -63,8 +63,13 @@ def test_amd_processors_get_mkls_fast_path(machine, cpuinfo, environment, expect
     assert machine(4, cpuinfo, **environment).get("MKL_DEBUG_CPU_TYPE") == expected
 
 
+@pytest.mark.parametrize(("environment", "expected"), [({}, "0"), ({"FLAGS_npu_jit_compile": "1"}, "1")])
+def test_ascends_plugin_is_to_take_compiled_kernels(machine, environment, expected):
+    assert machine(4, **environment)["FLAGS_npu_jit_compile"] == expected
+
+
 def test_a_machine_without_cpuinfo_is_no_amd(tmp_path):
-    assert not cpu._is_amd_with_avx2(tmp_path / "cpuinfo")
+    assert not startup._is_amd_with_avx2(tmp_path / "cpuinfo")
 
 
 def test_usable_cores_counts_those_of_this_process():
@@ -78,7 +83,9 @@ def test_cores_are_counted_where_affinity_is_unknown(monkeypatch):
 
 @pytest.mark.slow
 def test_paddle_starts_with_these_threads_and_without_its_advice():
-    code = "import os; from passl_xcit.utils import cpu; cpu.prepare_cpu(); print(os.environ['OMP_NUM_THREADS'])"
+    code = (
+        "import os; from passl_xcit.utils.startup import prepare_paddle as f; f(); print(os.environ['OMP_NUM_THREADS'])"
+    )
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""How Paddle uses the processor; to be settled before Paddle is imported."""
+"""What is to be settled before Paddle is imported: how it uses the processor, and flags of plugins."""
 
 import contextlib
 import io
@@ -6,13 +6,15 @@ import os
 from pathlib import Path
 
 
-def prepare_cpu():
-    """Set threads and code path of the CPU libraries, then import Paddle. What the user has set stays.
+def prepare_paddle():
+    """Set threads and code path of the CPU libraries and flags of plugins, then import Paddle. What is set stays.
 
     - OMP_NUM_THREADS: one thread a core; unset, Paddle takes one. Under `paddle.distributed.launch` the cores are
       shared out, and a 1 does not count as the user's: the launcher sets it by importing Paddle itself.
     - MKL_DEBUG_CPU_TYPE=5 on AMD processors with AVX2: the MKL in Paddle's wheel otherwise takes its slowest path
       there (matrix products of this model: 2.3 to 3.7 times slower, measured with Paddle 3.3.1 on an EPYC).
+    - FLAGS_npu_jit_compile=0: Ascend's plugin takes compiled kernels instead of compiling each operator for each new
+      shape, as Paddle's own guide for NPUs has it; where compiling fails, the error is ACL 500001 or 500002.
     """
     processes = int(os.environ.get("PADDLE_LOCAL_SIZE", "1"))  # on this machine
     threads = str(max(1, usable_cores() // processes))
@@ -21,6 +23,7 @@ def prepare_cpu():
     os.environ.setdefault("OMP_NUM_THREADS", threads)
     if _is_amd_with_avx2():
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
+    os.environ.setdefault("FLAGS_npu_jit_compile", "0")
     with contextlib.redirect_stderr(io.StringIO()):  # Paddle advises against more than one thread on each import
         import paddle
     paddle.disable_signal_handler()  # its handler prints a C++ traceback for an ordinary SIGTERM
