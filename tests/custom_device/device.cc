@@ -661,6 +661,16 @@ C_Status Supported(const C_Device, bool* supported) {
   return C_SUCCESS;
 }
 
+// The interface of Paddle 3.0 has no such members.
+template <typename Interface>
+auto AnswerWhatIsSupported(Interface& device, int) -> decltype(static_cast<void>(device.is_float16_supported)) {
+  device.is_float16_supported = Supported;
+  device.is_bfloat16_supported = Supported;
+}
+
+template <typename Interface>
+void AnswerWhatIsSupported(Interface&, long) {}
+
 }  // namespace
 
 extern "C" {
@@ -685,8 +695,7 @@ void InitPlugin(CustomRuntimeParams* params) {
   device.deinit_device = [](const C_Device device) { return WaitForDevice(device->id); };
   device.get_device_count = [](size_t* count) { return *count = kDevices, C_SUCCESS; };
   device.get_device_list = [](size_t* list) { return list[0] = 0, list[1] = 1, C_SUCCESS; };
-  device.is_float16_supported = Supported;
-  device.is_bfloat16_supported = Supported;
+  AnswerWhatIsSupported(device, 0);
 
   device.create_stream = CreateStream;
   device.destroy_stream = DestroyStream;

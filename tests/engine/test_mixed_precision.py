@@ -11,7 +11,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tiny_run import tiny_run, tiny_trainer
 
-from passl_xcit.engine.mixed_precision import LossScale
+from passl_xcit.engine import mixed_precision
+from passl_xcit.engine.mixed_precision import LossScale, MixedPrecision
 from passl_xcit.modeling.backbones.xcit import XCA
 from passl_xcit.utils.errors import ConfigError
 
@@ -46,6 +47,21 @@ def test_passls_block_is_taken(tmp_path):
 def test_what_cannot_be_is_refused(block, text, tmp_path):
     with pytest.raises(ConfigError, match=text):
         tiny_run(tmp_path, "use_amp=true", f"AMP={block}")
+
+
+def test_where_paddle_cannot_ask_a_plugin_casting_tells_whether_there_is_half_precision(monkeypatch):
+    """Paddle 3.0.0, which is the one of the images with Ascend's plugin."""
+
+    def of_paddle_3_0(place):
+        raise TypeError("is_float16_supported(): incompatible function arguments")
+
+    monkeypatch.setattr(paddle, "get_device", lambda: "npu:0")
+    monkeypatch.setattr(paddle.amp, "is_float16_supported", of_paddle_3_0)
+    monkeypatch.setattr(mixed_precision, "_casts_to", lambda dtype: True)
+    assert MixedPrecision().enabled
+    monkeypatch.setattr(mixed_precision, "_casts_to", lambda dtype: False)
+    with pytest.raises(ConfigError, match="AMP.dtype: npu:0 has no float16 training; try the other dtype, or use_amp"):
+        MixedPrecision()
 
 
 @pytest.mark.parametrize("dtype, epsilon", [("bfloat16", 2**-8), ("float16", 2**-11)])
