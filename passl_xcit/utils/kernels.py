@@ -28,6 +28,9 @@ TYPES_IN_C = {
     "complex<double>": "complex128",
 }
 
+# Where a line has been reached once, its level changes only with patterns that were known then.
+core.set_vlog_level(dict.fromkeys(LOG_LEVEL, 0))
+
 
 class Call(NamedTuple):
     """A kernel that has run: the device of its tensors, and where it ran, such as `npu` and `CPU`."""

@@ -1,5 +1,9 @@
 """Which kernels there are, and which ones run."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import paddle
 import pytest
 
@@ -11,6 +15,8 @@ from passl_xcit.utils.kernels import (
     only_in_float32,
     recorded_calls,
 )
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_cpu_has_the_kernels_that_it_runs():
@@ -55,6 +61,20 @@ def test_calls_are_recorded_with_their_gradients_and_types(capfd):
     assert {call.operator for call in calls} >= {"matmul", "matmul_grad", "gelu", "gelu_grad", "sum_grad", "argmax"}
     assert Call("argmax", "int64", "CPU", "CPU") in calls and Call("gelu", "float32", "CPU", "CPU") in calls
     assert "kernel" not in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_operator_that_has_run_before_the_first_recording_is_recorded():
+    program = """
+import paddle
+from passl_xcit.utils.kernels import recorded_calls
+paddle.ones([2]).exp()
+with recorded_calls() as calls:
+    paddle.ones([2]).exp()
+print([call.operator for call in calls])
+"""
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1:] == ["['full', 'exp']"], result.stderr
 
 
 def test_what_ends_in_an_error_is_recorded_until_then():
