@@ -1,6 +1,5 @@
 """The one file that turns a config into objects; every other class takes plain keyword arguments."""
 
-import json
 import math
 from dataclasses import dataclass
 from typing import Any, Optional, Sequence
@@ -21,7 +20,8 @@ from passl_xcit.datasets.dataset import check_labels
 from passl_xcit.datasets.sampler import DistributedBatchSampler  # noqa: F401
 from passl_xcit.engine.evaluator import Evaluator
 from passl_xcit.engine.gradients import NonFiniteGuard
-from passl_xcit.engine.mixed_precision import AutoCast, MixedPrecision, float32, warn_of_cpu
+from passl_xcit.engine.mixed_precision import PRECISION, float32, warn_of_cpu
+from passl_xcit.engine.run_settings import run_settings
 from passl_xcit.engine.trainer import Trainer, with_sync_batch_norm
 from passl_xcit.hooks import (  # noqa: F401
     checkpoint_hook,
@@ -37,22 +37,9 @@ from passl_xcit.solver import lr_scheduler, optimizer  # noqa: F401
 from passl_xcit.utils.dist import rank, world_size
 from passl_xcit.utils.errors import ConfigError, DataError
 from passl_xcit.utils.logger import TRAINER, get_logger
-from passl_xcit.utils.registry import DATASETS, HOOKS, LR_SCHEDULERS, MODELS, OPTIMIZERS, SAMPLERS, Schema
+from passl_xcit.utils.registry import DATASETS, HOOKS, LR_SCHEDULERS, MODELS, OPTIMIZERS, SAMPLERS, Section
 
 logger = get_logger(TRAINER)
-
-
-class Section:
-    """A config node without a `name`: its keys are the arguments of one callable."""
-
-    def __init__(self, label, make, nodes=None, runtime=()):
-        self.label, self.schema = label, Schema(make, nodes, runtime)
-
-    def check(self, node, path):
-        self.schema.check(node, path, self.label)
-
-    def build(self, node, path, **runtime):
-        return self.schema.build(node, path, runtime)
 
 
 @dataclass
@@ -102,8 +89,6 @@ class Experiment:
 LOADER = Section("loader", ImageLoader, runtime=("dataset", "batch_sampler"))
 SPLIT = Section("dataloader", Split, nodes={"dataset": DATASETS, "sampler": SAMPLERS, "loader": LOADER})
 LOADERS = Section("dataloader", Loaders, nodes={"train": SPLIT, "val": SPLIT})
-AUTO_CAST = Section("auto_cast", AutoCast)
-PRECISION = Section("AMP", MixedPrecision, nodes={"auto_cast": AUTO_CAST})
 GUARD = Section("non_finite", NonFiniteGuard)
 EXPERIMENT = Section(
     "the config",
@@ -234,7 +219,7 @@ def build_trainer(cfg, model):
         accum_steps=cfg.get("accum_steps", 1),
         precision=precision,
         guard=guard,
-        settings=_settings(cfg, model, train_loader.dataset),
+        settings=run_settings(cfg, model, train_loader.dataset),
     )
 
 
@@ -279,24 +264,6 @@ def _build_precision(cfg):
         return float32()
     warn_of_cpu()
     return PRECISION.build(cfg.get("AMP") or {}, "AMP")
-
-
-def _settings(cfg, model, dataset):
-    """JSON text: all that would make a resumed run differ from one that was not interrupted."""
-    train, sampler = (cfg["dataloader"]["train"][key] for key in ("dataset", "sampler"))
-    nodes = {
-        "lr_scheduler": cfg["lr_scheduler"],
-        "optimizer": cfg["optimizer"],
-        "model": {key: value for key, value in cfg["model"].items() if key != "pretrained_list"},
-        "transforms": [train.get("transforms"), train.get("batch_transforms")],
-        "sampler": {key: value for key, value in sampler.items() if key != "batch_size"},
-        "accum_steps": cfg.get("accum_steps", 1),
-        "AMP": cfg.get("AMP") or {} if cfg.get("use_amp") else None,
-        "EMA": [node for node in cfg.get("custom_config") or [] if node["name"] == "EMAHook"],
-        "data": dataset.fingerprint(),
-        "teacher": factory.teacher_digest(model),
-    }
-    return json.dumps(nodes, sort_keys=True)
 
 
 def _check_same_classes(train_loader, evaluator):

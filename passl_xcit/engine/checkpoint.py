@@ -4,9 +4,9 @@
 parameters' structured names, because Paddle's own names count every layer that the process ever built.
 """
 
-import json
 import os
 import re
+import reprlib
 import shutil
 import warnings
 from pathlib import Path
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 
+from passl_xcit.engine.run_settings import first_difference
 from passl_xcit.hooks.checkpoint_hook import BEST_EMA, INTERRUPTED
 from passl_xcit.modeling.checkpoint_formats import read_file, write_file
 from passl_xcit.modeling.state_dict import MATHS, state_dict_of
@@ -22,7 +23,6 @@ from passl_xcit.utils.dist import world_size
 from passl_xcit.utils.errors import CheckpointError, TrainingError
 from passl_xcit.utils.logger import TRAINER, get_logger
 from passl_xcit.utils.new_file import renamed_to
-from passl_xcit.utils.registry import join
 
 logger = get_logger(TRAINER)
 
@@ -137,7 +137,7 @@ def go_back(folder, trainer):
         except CheckpointError as error:
             logger.warning(f"{error}; trying the checkpoint before it")
             continue
-        ours = all(tree.get(key) == value for key, value in trainer.identity().items())
+        ours = _difference(tree, trainer.identity()) is None
         if ours and tree["optimizer"] is not None and tree["iter"] <= trainer.state.iter:
             _set_arrays(trainer, tree, path)
             logger.warning(f"going on with the weights of {path}, behind the batches since")
@@ -168,16 +168,22 @@ def _average(model, arrays, path):
 
 
 def _check_identity(tree, identity, path):
-    for key, value in identity.items():
-        if tree.get(key) == value:
-            continue
-        name, old, new = key, tree.get(key), value
-        if key == "settings":
-            name, old, new = _first_difference(_parsed(old), json.loads(value))
+    difference = _difference(tree, identity)
+    if difference:
+        name, *values = difference
+        old, new = (reprlib.repr(value) if isinstance(value, (dict, list)) else value for value in values)
         raise CheckpointError(
             f"{path}: was written with {name} {old}, this run has {new}: "
             "resume with the settings it was started with, or start anew with --load"
         )
+
+
+def _difference(tree, identity):
+    """(name, value in the checkpoint, value of this run) of the first setting in which they differ; else None."""
+    for key, value in identity.items():
+        if key != "settings" and tree.get(key) != value:
+            return key, tree.get(key), value
+    return first_difference(tree.get("settings"), identity["settings"])
 
 
 def _tell_processes(before, path):
@@ -187,24 +193,6 @@ def _tell_processes(before, path):
             f"{path}: was written by a run of {before} processes, this one has {world_size()}: each step has the same "
             "images, but other draws (dropout, Mixup) and other BatchNorm statistics: expect slightly other weights"
         )
-
-
-def _parsed(text):
-    try:
-        return json.loads(text)
-    except (TypeError, ValueError, RecursionError):
-        return None
-
-
-def _first_difference(old, new, path=""):
-    """(dotted path, old value, new value) of the first place where two configs differ."""
-    if isinstance(old, list) and isinstance(new, list):
-        old, new = dict(enumerate(old)), dict(enumerate(new))
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in [*old, *(key for key in new if key not in old)]:
-            if old.get(key) != new.get(key):
-                return _first_difference(old.get(key), new.get(key), join(path, key))
-    return path or "settings", old, new
 
 
 def _check_state(tree, iters_per_epoch, path):

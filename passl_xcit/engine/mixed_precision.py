@@ -9,6 +9,7 @@ import paddle
 from passl_xcit.utils.device import operators_without
 from passl_xcit.utils.errors import ConfigError
 from passl_xcit.utils.logger import TRAINER, get_logger
+from passl_xcit.utils.registry import Section
 
 logger = get_logger(TRAINER)
 
@@ -194,3 +195,7 @@ def _casts_to(dtype):
 def warn_of_cpu():
     if paddle.get_device() == "cpu":
         logger.warning("use_amp: Paddle has no half precision on a CPU: training in float32")
+
+
+AUTO_CAST = Section("auto_cast", AutoCast)
+PRECISION = Section("AMP", MixedPrecision, nodes={"auto_cast": AUTO_CAST})

@@ -90,7 +90,7 @@ class _NoDraws:
 def cache_path(path, settings):
     """`path` with a digest of the settings of a run that its teacher's logits depend on."""
     model = {key: value for key, value in (settings.get("model") or {}).items() if key not in LOSS_KEYS}
-    decisive = [model, *(settings.get(name) for name in ("teacher", "data", "transforms"))]
+    decisive = [model, *(settings.get(name) for name in ("teacher", "data", "transforms", "batch_transforms"))]
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
     return path.with_name(f"{path.stem}-{digest[:16]}.npy")
 

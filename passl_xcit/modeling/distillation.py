@@ -211,6 +211,9 @@ class _NamedModels:
         name, node = self._split(item, path)
         return name, MODELS.build(node, join(path, name), **runtime)
 
+    def filled(self, item):
+        return {name: MODELS.filled(node) for name, node in item.items()} if isinstance(item, dict) else item
+
     def _split(self, item, path):
         if not isinstance(item, dict) or len(item) != 1:
             raise ConfigError(

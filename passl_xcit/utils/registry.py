@@ -84,6 +84,18 @@ class Schema:
         except ValueError as error:
             raise ConfigError(str(error), self._path_named_in(str(error), node, path)) from error
 
+    def filled(self, node):
+        """`node` with the defaults of what it leaves out, nested nodes too."""
+        defaults = {name: self.parameters[name].default for name in self.known}
+        given = {name: value for name, value in defaults.items() if value is not inspect.Parameter.empty}
+        return {key: self._filled_value(key, value) for key, value in {**given, **self.defaults, **node}.items()}
+
+    def _filled_value(self, key, value):
+        if not self._is_node(key, value):
+            return value
+        kind = self.nodes[key]
+        return kind.filled(value) if isinstance(value, dict) else [kind.filled(item) for item in value]
+
     def _path_named_in(self, message, node, path):
         """The path of the key of `node` that `message` names first, so that the right file is blamed; else `path`."""
         places = {key: re.search(rf"\b{re.escape(key)}\b", message) for key in node}
@@ -94,6 +106,22 @@ class Schema:
         if isinstance(value, dict):
             return self.nodes[key].build(value, path, **runtime)
         return [self.nodes[key].build(item, join(path, index), **runtime) for index, item in enumerate(value)]
+
+
+class Section:
+    """A config node without a `name`: its keys are the arguments of one callable."""
+
+    def __init__(self, label, make, nodes=None, runtime=()):
+        self.label, self.schema = label, Schema(make, nodes, runtime)
+
+    def check(self, node, path):
+        self.schema.check(node, path, self.label)
+
+    def build(self, node, path, **runtime):
+        return self.schema.build(node, path, runtime)
+
+    def filled(self, node):
+        return self.schema.filled(node) if isinstance(node, dict) else node
 
 
 class Registry:
@@ -134,6 +162,13 @@ class Registry:
         """Make the object that `node` describes; `runtime` reaches nested nodes too."""
         name, arguments = self._split(node, path)
         return self[name].build(arguments, path, runtime)
+
+    def filled(self, node):
+        """`node` with every default written out; what is no node of this registry comes back as it is."""
+        name = node.get("name", self.default) if isinstance(node, dict) else None
+        if not isinstance(name, str) or name not in self:
+            return node
+        return {**self._schemas[name].filled(node), "name": name}
 
     def _split(self, node, path):
         if not isinstance(node, dict):

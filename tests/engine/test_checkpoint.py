@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -126,16 +127,64 @@ REFUSED = {  # override of the run that resumes, and what it is told
     "dataloader.train.sampler.batch_size=8": "was written with iters_per_epoch 6, this run has 3",
     "dataloader.train.sampler.shuffle=false": "was written with sampler.shuffle True, this run has False",
     "dataloader.train.sampler={name: DistributedRepeatedAugSampler, batch_size: 4, shuffle: true, drop_last: true}": (
-        "was written with sampler.name None, this run has DistributedRepeatedAugSampler"
+        "was written with sampler.name DistributedBatchSampler, this run has DistributedRepeatedAugSampler"
     ),
     "model.architecture.depth=2": "was written with model.architecture.depth 1, this run has 2: resume with",
     "accum_steps=2": "was written with accum_steps 1, this run has 2",
     "optimizer.weight_decay=0.1": "was written with optimizer.weight_decay 0.05, this run has 0.1",
-    "dataloader.train.dataset.transforms.0.prob=0.3": r"was written with transforms.0.0.prob None, this run has 0.3",
-    "dataloader.train.dataset.batch_transforms.0.mixup_alpha=0.3": "was written with transforms.1.0.mixup_alpha 0.2",
+    "dataloader.train.dataset.transforms.0.prob=0.3": "was written with transforms.0.prob 0.5, this run has 0.3",
+    "dataloader.train.dataset.batch_transforms.0.mixup_alpha=0.3": "was written with batch_transforms.0.mixup_alpha",
     "custom_config=[{name: EvaluateHook}, {name: EMAHook}]": "was written with EMA.0 None, this run has",
-    "use_amp=true": "was written with AMP None, this run has {}",
+    "use_amp=true": r"was written with AMP None, this run has {.*'dtype': 'float16', 'level': 'O1', .*, \.\.\.}: resume",
 }
+
+
+SAME = [  # overrides that say what holds without them, or that change no weight
+    "optimizer.beta1=0.9",
+    "optimizer={name: AdamW, weight_decay: 0.05, epsilon: 1e-8, grad_clip: null}",
+    "model.freeze=null",
+    "model.architecture.act=gelu",
+    "lr_scheduler.learning_rate.eta_min=0",
+    "dataloader.train.dataset.transforms.0.prob=0.5",
+    "dataloader.train.sampler.name=DistributedBatchSampler",
+    "model.architecture.use_recompute=true",
+]
+
+
+@pytest.mark.parametrize("override", SAME)
+def test_a_run_that_says_what_was_so_by_default_is_the_same(override, trained, capsys):
+    resume(trained[1] / "epoch_1.pdparams", tiny_trainer(trained[1].parent, override))
+    assert "Resume training from" in capsys.readouterr().out
+
+
+def test_a_run_with_less_memory_goes_on_with_the_same_bytes(trained):
+    whole, folder = trained
+    resumed = tiny_trainer(folder.parent, "model.architecture.use_recompute=true", f"output_dir={folder}2")
+    resume(folder / "epoch_1.pdparams", resumed)
+    resumed.train()
+    for one, other in zip(whole.model.state_dict().values(), resumed.model.state_dict().values()):
+        assert (one.numpy() == other.numpy()).all()
+
+
+def test_an_argument_that_is_newer_than_the_checkpoint_counts_as_its_default(trained):
+    trainer, folder = trained
+    tree = tree_of(folder)
+    settings = json.loads(tree["settings"])
+    assert settings["optimizer"].pop("epsilon") == 1e-8
+    write_file(folder / "older.pdparams", {**tree, "settings": json.dumps(settings)})
+    resume(folder / "older.pdparams", trainer)
+    settings["optimizer"]["beta2"] = 0.5
+    write_file(folder / "other.pdparams", {**tree, "settings": json.dumps(settings)})
+    with pytest.raises(CheckpointError, match="was written with optimizer.beta2 0.5, this run has 0.999"):
+        resume(folder / "other.pdparams", trainer)
+
+
+@pytest.mark.parametrize("text", [None, 7, "", "[", "[1]", "null", '{"a": ' * 5000, "{}"])
+def test_settings_that_are_none_are_refused(text, trained):
+    trainer, folder = trained
+    write_file(folder / "damaged.pdparams", {**tree_of(folder), "settings": text})
+    with pytest.raises(CheckpointError, match="damaged.pdparams: was written with [a-z_A-Z]+ None, this run has"):
+        resume(folder / "damaged.pdparams", trainer)
 
 
 class TestRefused:

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import json
 from typing import Any, Optional, Sequence, Union
 
 import pytest
@@ -13,6 +14,7 @@ from passl_xcit.modeling.backbones.xcit import VARIANTS
 from passl_xcit.utils import registry as every
 from passl_xcit.utils.errors import ConfigError
 from passl_xcit.utils.registry import Registry, nearest
+from passl_xcit.utils.typing_check import fits
 
 PROJECT = {name: value for name, value in vars(every).items() if isinstance(value, Registry)}
 CONSTRUCTORS = [(kind, name) for kind, registry in PROJECT.items() for name in registry]
@@ -119,6 +121,27 @@ def test_a_value_out_of_range_gets_the_path_of_the_key_that_the_message_names():
         TREES.build({"leaves": [LEAF, {**LEAF, "size": -1}]}, "tree")
 
 
+FULL_LEAF = {"name": "Leaf", "size": 3, "rate": 0.5, "veins": None}
+
+
+@pytest.mark.parametrize(
+    ("registry", "node", "expected"),
+    [
+        (LEAVES, LEAF, FULL_LEAF),
+        (LEAVES, {**LEAF, "rate": 0.1}, {**FULL_LEAF, "rate": 0.1}),
+        (LEAVES, {"name": "big_leaf"}, {"name": "big_leaf", "size": 9, "rate": 0.9, "veins": None}),
+        (TREES, {"leaves": [LEAF]}, {"name": "Tree", "leaves": [FULL_LEAF], "top": 1.0, "label": None}),
+        (TREES, {"leaves": [], "top": LEAF}, {"name": "Tree", "leaves": [], "top": FULL_LEAF, "label": None}),
+        (LEAVES, {"name": "twig"}, {"name": "twig"}),
+        (LEAVES, {"name": ["Leaf"]}, {"name": ["Leaf"]}),
+        (TREES, None, None),
+        (TREES, {"leaves": [7]}, {"name": "Tree", "leaves": [7], "top": 1.0, "label": None}),
+    ],
+)
+def test_defaults_are_filled_in_at_every_depth_and_what_is_no_node_stays(registry, node, expected):
+    assert registry.filled(node) == expected == registry.filled(expected)
+
+
 def test_a_bug_in_a_constructor_stays_a_traceback():
     def broken(size: int):
         raise TypeError("a bug")
@@ -180,6 +203,15 @@ def test_every_argument_of_a_registered_constructor_has_a_type_that_a_file_can_m
         assert parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD, f"*{argument}: the signature is the schema"
         assert argument in schema.hints or argument in schema.runtime, f"{argument} has no annotation"
     assert set(schema.runtime) | set(schema.nodes) | set(schema.defaults) <= set(schema.parameters)
+
+
+@pytest.mark.parametrize(("kind", "name"), CONSTRUCTORS)
+def test_every_default_could_stand_in_a_file(kind, name):
+    defaults = PROJECT[kind].filled({"name": name})
+    needed = {key: None for key, parameter in PROJECT[kind][name].parameters.items() if key not in defaults}
+    for key, value in json.loads(json.dumps(defaults)).items():
+        if key not in (*needed, "name"):
+            assert fits(value, PROJECT[kind][name].hints[key]), key
 
 
 def test_all_fourteen_xcits_are_presets_of_one_class():
