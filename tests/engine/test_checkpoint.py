@@ -135,7 +135,7 @@ REFUSED = {  # override of the run that resumes, and what it is told
     "dataloader.train.dataset.transforms.0.prob=0.3": "was written with transforms.0.prob 0.5, this run has 0.3",
     "dataloader.train.dataset.batch_transforms.0.mixup_alpha=0.3": "was written with batch_transforms.0.mixup_alpha",
     "custom_config=[{name: EvaluateHook}, {name: EMAHook}]": "was written with EMA.0 None, this run has",
-    "use_amp=true": r"was written with AMP None, this run has {.*'dtype': 'float16', 'level': 'O1', .*, \.\.\.}: resume",
+    "use_amp=true": r"AMP None, this run has {.*'dtype': 'float16', 'level': 'O1', .*, \.\.\.}: resume",
 }
 
 
