@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import difflib
 import json
 import math
 import os
@@ -185,7 +186,8 @@ def _read_yaml(path):
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8, or a NUL in the path
         reason = getattr(error, "strerror", None) or "not a text file"
-        raise ConfigError(f"{path}: the config cannot be read: {reason}") from error
+        hint = _nearest_config(path) if isinstance(error, FileNotFoundError) else ""
+        raise ConfigError(f"{path}: the config cannot be read: {reason}{hint}") from error
     try:
         data = _parse(text)
     except (yaml.YAMLError, ValueError) as error:
@@ -193,6 +195,14 @@ def _read_yaml(path):
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: a config is a mapping of keys to values, not {type(data).__name__}")
     return data
+
+
+def _nearest_config(path):
+    """The end of an error message: the config that is called most like `path`, in its folder or in those of that."""
+    found = (other for pattern in ("*/*.yaml", "*.yaml") for other in path.parent.glob(pattern))
+    others = {other.stem: other for other in found if other.is_file()}
+    close = difflib.get_close_matches(path.stem, others, n=1)
+    return f"; did you mean {others[close[0]]}?" if close else ""
 
 
 def _parse(text):

@@ -210,6 +210,28 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
         assert refusal(tmp_path / name) == f"{tmp_path / name}: {reason}"
 
 
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ("configs/xcit/tiny_12_p16_224_ascend.yaml", "configs/xcit/tiny_12_p16_ascend.yaml"),
+        ("configs/xcit/tiny_12_p16_ascend.yml", "configs/xcit/tiny_12_p16_ascend.yaml"),
+        ("configs/tiny_12_p16_ascend.yaml", "configs/xcit/tiny_12_p16_ascend.yaml"),  # its folder left out
+        ("configs/xcit/mine.yaml", "configs/xcit/mine_2.yaml"),  # before one of the same name in a folder below
+        ("configs/xcit/resnet.yaml", None),
+        ("conf/xcit/tiny_12_p16_ascend.yaml", None),
+        ("configs/xcit/dangling.yaml", None),
+    ],
+)
+def test_a_file_that_is_not_there_names_the_one_that_is_called_most_like_it(asked, meant, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs" / "xcit" / "old").mkdir(parents=True)
+    for name in ("tiny_12_p16_ascend", "tiny_24_p16_ascend", "mine_2", "old/mine_2"):
+        (tmp_path / "configs" / "xcit" / f"{name}.yaml").write_text("a: 1")
+    (tmp_path / "configs" / "xcit" / "dangling.yaml").symlink_to("nowhere")
+    hint = f"; did you mean {meant}?" if meant else ""
+    assert refusal(asked) == f"{asked}: the config cannot be read: No such file or directory{hint}"
+
+
 # _base_
 
 
