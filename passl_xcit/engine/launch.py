@@ -68,9 +68,8 @@ def _select_device(name):
     select_device(name)
     if processes > 1:
         current = paddle.get_device()
-        logger.info(
-            f"{processes} processes; the first on {current}, of {', '.join(devices_of(current.partition(':')[0]))}"
-        )
+        there = ", ".join(devices_of(current.partition(":")[0]))
+        logger.info(f"{processes} processes; process {dist.rank()} on {current}, of {there}")
 
 
 def _train(cfg, model, resume_from):

@@ -8,7 +8,8 @@
 //
 // Set when compiled: DEVICE_TYPE. In the environment: TEST_DEVICE_DELAY_US, how long every asynchronous operation waits
 // before it starts; TEST_DEVICE_MEMORY, bytes of each device; TEST_DEVICE_TIMEOUT_S, how long a collective operation
-// waits for the other processes; TEST_DEVICE_COUNTERS, a file that each process adds its counters to at its end.
+// waits for the other processes; TEST_DEVICE_COUNTERS, a file that each process adds its counters to at its end;
+// ASCEND_RT_VISIBLE_DEVICES, as on Ascend.
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -25,6 +26,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <numeric>
 #include <random>
 #include <string>
 #include <thread>
@@ -45,6 +47,13 @@ constexpr unsigned char kUnwritten = 0xff;  // as float32, float16 and bfloat16:
 size_t FromEnvironment(const char* name, size_t otherwise) {
   const char* text = std::getenv(name);
   return text ? std::strtoull(text, nullptr, 10) : otherwise;
+}
+
+// How many devices ASCEND_RT_VISIBLE_DEVICES leaves. As under Ascend's plugin, a process counts them from 0.
+size_t VisibleDevices() {
+  const char* text = std::getenv("ASCEND_RT_VISIBLE_DEVICES");
+  const std::string names = text ? text : "";
+  return text ? std::min<size_t>(kDevices, 1 + std::count(names.begin(), names.end(), ',')) : kDevices;
 }
 
 // ---------------------------------------------------------------------------------------------- what is counted
@@ -693,8 +702,8 @@ void InitPlugin(CustomRuntimeParams* params) {
   device.set_device = SetDevice;
   device.get_device = GetDevice;
   device.deinit_device = [](const C_Device device) { return WaitForDevice(device->id); };
-  device.get_device_count = [](size_t* count) { return *count = kDevices, C_SUCCESS; };
-  device.get_device_list = [](size_t* list) { return list[0] = 0, list[1] = 1, C_SUCCESS; };
+  device.get_device_count = [](size_t* count) { return *count = VisibleDevices(), C_SUCCESS; };
+  device.get_device_list = [](size_t* list) { return std::iota(list, list + VisibleDevices(), 0), C_SUCCESS; };
   AnswerWhatIsSupported(device, 0);
 
   device.create_stream = CreateStream;

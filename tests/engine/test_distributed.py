@@ -249,7 +249,7 @@ def test_two_processes_resume_what_one_has_begun_with_the_same_steps_and_learnin
     )
     assert code == 0, output + second
     assert "learning rate 1.000e-02 x global batch 4 (2 x 2 processes) / 2 = 2.000e-02" in output
-    assert "2 processes; the first on cpu, of cpu" in output
+    assert "2 processes; process 0 on cpu, of cpu" in output
     rates = [
         {line["iter"]: line["lr"] for line in json_lines(tmp_path / folder) if line["mode"] == "train"}
         for folder in ("whole", "out")
