@@ -8,7 +8,7 @@ from pathlib import Path
 import paddle
 
 from passl_xcit.engine import builder
-from passl_xcit.engine.checkpoint import resume, resume_newest
+from passl_xcit.engine.checkpoint import checkpoints_in, resume, resume_newest
 from passl_xcit.engine.run_lock import run_lock
 from passl_xcit.engine.run_record import write_run_record
 from passl_xcit.engine.run_summary import log_summary
@@ -78,6 +78,9 @@ def _train(cfg, model, resume_from):
         resume_from = resume_newest(trainer.checkpoint_dir, trainer)
     elif resume_from:
         resume(resume_from, trainer)
+    else:
+        with cfg.errors_name_files():
+            _check_folder_is_new(trainer)
     if trainer.state.epoch >= trainer.epochs:
         logger.info(f"{trainer.state.epoch} of {trainer.epochs} epochs are done: nothing to train; raise `epochs`")
     else:
@@ -85,6 +88,18 @@ def _train(cfg, model, resume_from):
     if dist.is_main():
         log_summary(trainer)
     return trainer.state.best
+
+
+def _check_folder_is_new(trainer):
+    """Raise ConfigError where a run that is not resumed would overwrite another one's checkpoints."""
+    folder = trainer.checkpoint_dir
+    earlier = checkpoints_in(folder)
+    if earlier:
+        raise ConfigError(
+            f"{folder} holds the checkpoints of a run, the newest is {earlier[0].name}: go on with it (--resume auto), "
+            "choose another output_dir, or delete them",
+            "output_dir" if folder == trainer.output_dir else "checkpoint.out_dir",
+        )
 
 
 def _train_in_folder(cfg, trainer, resumed_from):

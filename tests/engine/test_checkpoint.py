@@ -314,7 +314,7 @@ class TestResumeAuto:
     def test_does_not_take_a_higher_number_of_an_earlier_run(self, tmp_path, capsys):
         tiny_run(tmp_path, "epochs=4")
         age(tmp_path / "out")
-        tiny_run(tmp_path, "epochs=1")
+        tiny_trainer(tmp_path, "epochs=1").train()
         tiny_run(tmp_path, resume_from="auto")
         assert f"Resume training from {tmp_path}/out/epoch_1.pdparams success!" in capsys.readouterr().out
 

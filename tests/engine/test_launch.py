@@ -98,8 +98,8 @@ class TestLog:
         assert (tmp_path / "out" / "log.txt").read_text() == capsys.readouterr().out
 
     def test_a_second_run_in_the_process_appends_its_own_lines_once(self, tmp_path, capsys):
-        tiny_run(tmp_path)
-        tiny_run(tmp_path)
+        tiny_run(tmp_path, "epochs=1")
+        tiny_run(tmp_path, resume_from="auto")
         assert (tmp_path / "out" / "log.txt").read_text() == capsys.readouterr().out
         tiny_run(tmp_path, f"output_dir={tmp_path}/other")
         assert (tmp_path / "other" / "log.txt").read_text() == capsys.readouterr().out
@@ -214,6 +214,33 @@ class TestRefused:
         monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
         with pytest.raises(ConfigError, match=f"output_dir: {tmp_path}: this folder cannot be written to"):
             tiny_run(tmp_path, f"output_dir={tmp_path}")
+
+
+class TestAFolderThatHoldsARun:
+    @pytest.mark.parametrize("key", ["output_dir", "checkpoint.out_dir"])
+    def test_is_not_overwritten_by_another_one(self, key, tmp_path):
+        tiny_run(tmp_path, "epochs=1", f"{key}={tmp_path}/run")
+        elsewhere = [f"output_dir={tmp_path}/new"] if key != "output_dir" else []
+        before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
+        message = (
+            rf"{key}: {tmp_path}/run holds the checkpoints of a run, the newest is epoch_1.pdparams: go on with it "
+            r"\(--resume auto\), choose another output_dir, or delete them$"
+        )
+        with pytest.raises(ConfigError, match=message):
+            tiny_run(tmp_path, *elsewhere, f"{key}={tmp_path}/run")
+        assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == before
+        assert not (tmp_path / "new").exists()
+
+    def test_takes_a_new_one_where_it_has_no_checkpoint_yet(self, tmp_path):
+        tiny_run(tmp_path, "epochs=1")
+        for path in (tmp_path / "out").glob("*.pdparams"):
+            path.unlink()
+        tiny_run(tmp_path, "epochs=1")
+        assert (tmp_path / "out" / "epoch_1.pdparams").is_file()
+
+    def test_can_be_evaluated(self, tmp_path):
+        tiny_run(tmp_path, "epochs=1")
+        assert tiny_run(tmp_path, load=tmp_path / "out" / "best.pdparams", evaluate_only=True)["acc5"] == 100.0
 
 
 class TestLoad:

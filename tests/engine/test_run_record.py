@@ -33,6 +33,11 @@ def files(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+def remove_checkpoints(folder):
+    for path in folder.glob("*.pdparams"):
+        path.unlink()
+
+
 class TestConfig:
     def test_it_is_the_effective_one(self, tmp_path):
         base = tiny_file(tmp_path)
@@ -63,6 +68,7 @@ class TestConfig:
         tiny_file(tmp_path)
         for _ in range(2):
             (tmp_path / "out" / "config.yaml").write_text(text)
+            remove_checkpoints(tmp_path / "out")
             launch.run(tmp_path / "out" / "config.yaml")
             message = "out/config.yaml was not written by a training: it is config.yaml.1 now"
         assert (
@@ -123,8 +129,9 @@ class TestRecord:
         assert os.path.samefile(come_from.pop("file"), file) and come_from == {"epoch": 1, "iter": 6}
 
     def test_another_run_in_the_folder_is_another_start(self, tmp_path):
-        tiny_run(tmp_path, "epochs=1")
-        tiny_run(tmp_path, "epochs=1", resume_from=None)
+        for _ in range(2):
+            remove_checkpoints(tmp_path / "out")
+            tiny_run(tmp_path, "epochs=1")
         assert [entry["resumed_from"] for entry in starts(tmp_path / "out")] == [None, None]
 
     def test_auto_without_a_checkpoint_comes_from_nowhere(self, tmp_path):

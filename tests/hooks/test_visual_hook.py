@@ -158,7 +158,7 @@ class TestAResumedRun:
     def test_another_run_in_the_folder_has_its_own_file(self, tmp_path):
         """Even when it is started in the same second, of which VisualDL makes the name."""
         for _ in range(2):
-            tiny_run(tmp_path, EVERY, "epochs=1")
+            tiny_trainer(tmp_path, EVERY, "epochs=1").train()
             assert [step for step, _ in curves(tmp_path / "out")["train/loss"]] == [1, 2, 3, 4, 5, 6]
         assert len(list((tmp_path / "out" / "visual_dl").iterdir())) == 2
 
