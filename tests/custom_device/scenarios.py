@@ -8,6 +8,7 @@ import io
 import json
 import re
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 from passl_xcit.utils.startup import prepare_paddle
@@ -17,14 +18,16 @@ prepare_paddle()
 import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 from plugin import ROOT, counters  # noqa: E402
+from tiny_ascend import tiny_overrides, write_data  # noqa: E402
 from tiny_run import json_lines, tiny_run, tiny_trainer  # noqa: E402
 
 from passl_xcit.engine import builder  # noqa: E402
 from passl_xcit.modeling.checkpoint_formats import read_file  # noqa: E402
 from passl_xcit.modeling.weights import load_weights  # noqa: E402
-from passl_xcit.utils.config import load_config  # noqa: E402
+from passl_xcit.utils.config import load_config, parse_override  # noqa: E402
 from passl_xcit.utils.device import select_device  # noqa: E402
 from passl_xcit.utils.errors import ConfigError  # noqa: E402
+from passl_xcit.utils.kernels import recorded_calls  # noqa: E402
 
 DEMO = ROOT / "configs" / "demo" / "xcit_demo_p4_fashion_mnist.yaml"
 DEMO_WEIGHTS = ROOT / "weights" / "xcit_demo_p4_fashion_mnist.pdparams"
@@ -102,6 +105,23 @@ def operators(folder, *overrides):
         trainer.train_step(*next(batches))
     rows = re.findall(r"^ +(\w+) +\| +(\d+) +\| +(\d+) +\| +(\d+) +\| +(\d+)", table.getvalue(), re.MULTILINE)
     return {name: [int(count) for count in counts] for name, *counts in rows}
+
+
+def calls_of_config(config, folder):
+    """What a training of an `_ascend` config ran, with its evaluations and moving averages: {operator: its types}."""
+    overrides = [*tiny_overrides(config), f"output_dir={folder}/out"]
+    data = write_data(Path(folder))
+    overrides += [f"dataloader.{split}.dataset.dataroot={data / split}" for split in ("train", "val")]
+    cfg = load_config(ROOT / config, [parse_override(text) for text in overrides])
+    select_device("npu:0")
+    trainer = builder.build_trainer(cfg, builder.build_model(cfg))
+    trainer.output_dir.mkdir()
+    with recorded_calls() as calls:
+        trainer.train()
+    types = defaultdict(set)
+    for call in calls:
+        types[call.operator].add(call.dtype)
+    return {operator: sorted(types[operator]) for operator in types}
 
 
 def collectives(folder):

@@ -10,7 +10,8 @@ import numpy as np
 import plugin
 import pytest
 from plugin import DEVICE, ROOT
-from tiny_run import json_lines, write_images
+from tiny_ascend import tiny_overrides, write_data
+from tiny_run import json_lines
 
 from passl_xcit.modeling.checkpoint_formats import read_file
 
@@ -20,35 +21,17 @@ pytestmark = [
 ]
 
 LAUNCH = "-m paddle.distributed.launch"
-CONFIGS = {
-    "xcit": "configs/xcit/xcit_tiny_12_p16_ascend.yaml",
-    "crossvit": "configs/crossvit/crossvit_15_ascend.yaml",
-}
-MODELS = {
-    "xcit": ["depth=1", "embed_dim=16", "num_heads=2", "cls_attn_layers=1"],
-    "crossvit": ["img_size=[24, 32]", "embed_dim=[8, 16]", "depth=[[1, 1]]", "num_heads=[2, 2]"],
-}
-WIDTHS = {"xcit": "16", "crossvit": "[8, 16]"}
-TRAIN, VAL = "dataloader.train", "dataloader.val"
+XCIT, CROSSVIT = "configs/xcit/xcit_tiny_12_p16_ascend.yaml", "configs/crossvit/crossvit_15_ascend.yaml"
 
 
-def tiny(family):
-    """The options that make a config of the family small; the learning rate is its own, for 8 images a step."""
-    keys = [f"model.architecture.{key}" for key in MODELS[family]]
-    keys += [f"model.head.in_channels={WIDTHS[family]}", "model.head.num_classes=3", "epochs=1"]
-    keys += [f"{TRAIN}.dataset.transforms.0.size=32", f"{TRAIN}.dataset.transforms.2.img_size=32"]
-    keys += [f"{VAL}.dataset.transforms.0.size=36", f"{VAL}.dataset.transforms.1.size=32"]
-    keys += [f"{split}.{key}" for split in (TRAIN, VAL) for key in ("sampler.batch_size=4", "loader.num_workers=0")]
-    keys += ["lr_scheduler.base_batch_size=8", "lr_scheduler.warmup_epochs=0"]
-    return [word for key in keys for word in ("-o", key)]
+def tiny(config):
+    """The options that make `config` small."""
+    return [word for override in tiny_overrides(config) for word in ("-o", override)]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("imagenet")
-    for split, per_class in (("train", 8), ("val", 5)):
-        write_images(folder / split, per_class)
-    return folder
+    return write_data(tmp_path_factory.mktemp("imagenet"))
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +66,8 @@ def run(start):
 def two_processes(request, data, run, tmp_path_factory):
     """What two processes of one node print and write: (device, output, folder)."""
     folder = tmp_path_factory.mktemp("one_node")
-    command = f"{LAUNCH} --devices 0,1 --log_dir {folder}/log tools/train.py -c {CONFIGS['xcit']} --data_dir {data}"
-    code, output = run(command, *tiny("xcit"), "-o", f"device={request.param}", "--output_dir", folder)
+    command = f"{LAUNCH} --devices 0,1 --log_dir {folder}/log tools/train.py -c {XCIT} --data_dir {data}"
+    code, output = run(command, *tiny(XCIT), "-o", f"device={request.param}", "--output_dir", folder)
     assert code == 0, output
     return request.param, output, folder
 
@@ -93,9 +76,9 @@ def accuracy(output):
     return float(re.search(r"Validate Epoch \[1\] acc1 \( *([\d.]+)\)", output).group(1))
 
 
-@pytest.mark.parametrize("family", CONFIGS)
-def test_one_card_trains_and_evaluates(family, data, run, tmp_path):
-    config, more = CONFIGS[family], tiny(family)
+@pytest.mark.parametrize("config", [XCIT, CROSSVIT])
+def test_one_card_trains_and_evaluates(config, data, run, tmp_path):
+    more = tiny(config)
     command = f"tools/train.py --config {config} --data_dir {data} --distribute False"
     code, output = run(command, *more, "--output_dir", tmp_path)
     assert code == 0, output
@@ -124,8 +107,8 @@ def test_two_nodes_train_as_two_processes_of_one(two_processes, data, start, tmp
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         launch = f"{LAUNCH} --master 127.0.0.1:{probe.getsockname()[1]} --nnodes 2"
-    train = f"tools/train.py -c {CONFIGS['xcit']} --data_dir {data} --output_dir {tmp_path}/out -o device={device}"
-    nodes = [start(f"{launch} --devices {n} --log_dir {tmp_path}/log{n} {train}", *tiny("xcit")) for n in (0, 1)]
+    train = f"tools/train.py -c {XCIT} --data_dir {data} --output_dir {tmp_path}/out -o device={device}"
+    nodes = [start(f"{launch} --devices {n} --log_dir {tmp_path}/log{n} {train}", *tiny(XCIT)) for n in (0, 1)]
     for node in nodes:
         output, _ = node.communicate(timeout=150)
         assert node.returncode == 0, output
@@ -136,8 +119,8 @@ def test_two_nodes_train_as_two_processes_of_one(two_processes, data, start, tmp
 
 
 def test_devices_are_counted_among_those_that_are_visible(data, run, tmp_path):
-    command = f"tools/train.py -c {CONFIGS['xcit']} --data_dir {data} -o device={DEVICE}:1 --output_dir {tmp_path}/out"
-    code, output = run(command, *tiny("xcit"), ASCEND_RT_VISIBLE_DEVICES="1")
+    command = f"tools/train.py -c {XCIT} --data_dir {data} -o device={DEVICE}:1 --output_dir {tmp_path}/out"
+    code, output = run(command, *tiny(XCIT), ASCEND_RT_VISIBLE_DEVICES="1")
     assert code == 2 and not (tmp_path / "out").exists()
     assert output.splitlines()[-1] == (
         f"error: -o device={DEVICE}:1: device: there is no '{DEVICE}:1', only {DEVICE}:0; ASCEND_RT_VISIBLE_DEVICES=1"
