@@ -26,7 +26,9 @@ def CosineAnnealingDecay(
 ):
     """From `learning_rate` down to `eta_min` along half a cosine of `T_max` epochs."""
     _at_least(1, T_max=T_max)
+    _at_least(0, learning_rate=learning_rate, eta_min=eta_min)
     rate = scaled(learning_rate, base_batch_size, global_batch_size)
+    _not_above(rate, learning_rate, eta_min=eta_min)
     return lr.CosineAnnealingDecay(rate, T_max * iters_per_epoch, eta_min=eta_min)
 
 
@@ -39,6 +41,11 @@ def MultiStepDecay(
     global_batch_size: int = 1,
 ):
     """`learning_rate`, multiplied by `gamma` at each of the `milestones` (epochs)."""
+    _at_least(0, learning_rate=learning_rate)
+    if not 0 < gamma < 1:
+        raise ValueError(f"gamma must lie between 0 and 1, not {gamma}")
+    if any(later <= earlier for earlier, later in zip([0, *milestones], milestones)):
+        raise ValueError(f"milestones must be epochs from 1 on, each later than the one before, not {milestones}")
     rate = scaled(learning_rate, base_batch_size, global_batch_size)
     return lr.MultiStepDecay(rate, [epoch * iters_per_epoch for epoch in milestones], gamma=gamma)
 
@@ -58,6 +65,7 @@ def LinearWarmup(
     of the cosine. In a config the `base_batch_size` of this one is that of the inner one too.
     """
     _at_least(1, warmup_steps=warmup_steps)
+    _at_least(0, start_lr=start_lr, end_lr=end_lr)
     end = scaled(end_lr, base_batch_size, global_batch_size)
     if start_lr >= end:
         raise ValueError(
@@ -65,6 +73,7 @@ def LinearWarmup(
             "use a larger batch, more processes, or another start_lr"
         )
     if not isinstance(learning_rate, lr.LRScheduler):
+        _at_least(0, learning_rate=learning_rate)
         learning_rate = scaled(learning_rate, base_batch_size, global_batch_size)
     return lr.LinearWarmup(learning_rate, warmup_steps * iters_per_epoch, start_lr, end)
 
@@ -122,7 +131,8 @@ class TimmCosine(_EpochSchedule):
     ):
         T_max = epochs if T_max is None else T_max
         _at_least(1, T_max=T_max)
-        _at_least(0, warmup_epoch=warmup_epoch, eta_min=eta_min, warmup_start_lr=warmup_start_lr)
+        _at_least(0, learning_rate=learning_rate, eta_min=eta_min)
+        _at_least(0, warmup_epoch=warmup_epoch, warmup_start_lr=warmup_start_lr)
         if decay_unit not in self.UNITS:
             raise ValueError(f"decay_unit must be {' or '.join(self.UNITS)}, not '{decay_unit}'")
         peak = scaled(learning_rate, base_batch_size, global_batch_size)
@@ -170,7 +180,8 @@ class CosineDecay(_EpochSchedule):
         global_batch_size: int = 1,
     ):
         _at_least(1, decay_epochs=decay_epochs, num_cycles=num_cycles)
-        _at_least(0, min_lr=min_lr, warmup_epochs=warmup_epochs, warmup_factor=warmup_factor, cycle_decay=cycle_decay)
+        _at_least(0, learning_rate=learning_rate, min_lr=min_lr)
+        _at_least(0, warmup_epochs=warmup_epochs, warmup_factor=warmup_factor, cycle_decay=cycle_decay)
         peak = scaled(learning_rate, base_batch_size, global_batch_size)
         _not_above(peak, learning_rate, min_lr=min_lr)
         self.min_lr, self.decay_epochs = min_lr, decay_epochs

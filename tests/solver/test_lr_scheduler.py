@@ -13,6 +13,7 @@ from passl_xcit.utils.registry import LR_SCHEDULERS
 
 COSINE = {"name": "CosineAnnealingDecay", "learning_rate": 0.0005, "T_max": 400, "eta_min": 1e-05}
 PASSL = {"name": "LinearWarmup", "learning_rate": COSINE, "warmup_steps": 5, "start_lr": 1e-06, "end_lr": 0.0005}
+STEPS = {"name": "MultiStepDecay", "learning_rate": 1.0, "milestones": [2, 3]}
 ITERS = 1251  # of an ImageNet epoch with batches of 1024
 
 
@@ -91,8 +92,7 @@ def test_a_half_cosine_alone(iters):
 
 
 def test_steps_at_milestones():
-    node = {"name": "MultiStepDecay", "learning_rate": 1.0, "milestones": [2, 3], "gamma": 0.5}
-    assert walk(build(node, 2), 8) == pytest.approx([1, 1, 1, 1, 0.5, 0.5, 0.25, 0.25])
+    assert walk(build({**STEPS, "gamma": 0.5}, 2), 8) == pytest.approx([1, 1, 1, 1, 0.5, 0.5, 0.25, 0.25])
 
 
 def test_a_warm_up_to_a_constant():
@@ -344,6 +344,14 @@ def test_a_schedule_continues_from_its_state(node, done):
             {"name": "TimmCosine", "learning_rate": 1e-5, "eta_min": 1e-4, "T_max": 3},
             "lr_scheduler.eta_min: eta_min 0.0001 must not be above learning_rate 1e-05",
         ),
+        ({**OFFICIAL, "learning_rate": -1}, "lr_scheduler.learning_rate: learning_rate must be at least 0, not -1"),
+        ({**MINDCV_XCIT, "learning_rate": -1}, "lr_scheduler.learning_rate: learning_rate must be at least 0, not -1"),
+        ({**STEPS, "learning_rate": -1}, "lr_scheduler.learning_rate: learning_rate must be at least 0, not -1"),
+        ({**STEPS, "gamma": 1.5}, "lr_scheduler.gamma: gamma must lie between 0 and 1, not 1.5"),
+        ({**STEPS, "gamma": -0.5}, "lr_scheduler.gamma: gamma must lie between 0 and 1, not -0.5"),
+        ({**STEPS, "milestones": [-3, 2]}, "lr_scheduler.milestones: milestones must be epochs from 1 on, each later"),
+        ({**STEPS, "milestones": [0]}, "lr_scheduler.milestones: milestones must be epochs from 1 on, each later"),
+        ({**STEPS, "milestones": [2, 2]}, "lr_scheduler.milestones: milestones must be epochs from 1 on, each later"),
         ({**MINDCV_XCIT, "decay_epochs": 0}, "lr_scheduler.decay_epochs: decay_epochs must be at least 1, not 0"),
         ({**MINDCV_XCIT, "num_cycles": 0}, "lr_scheduler.num_cycles: num_cycles must be at least 1, not 0"),
         ({**MINDCV_XCIT, "cycle_decay": -1}, "lr_scheduler.cycle_decay: cycle_decay must be at least 0, not -1"),
@@ -363,19 +371,29 @@ def test_numbers_that_make_no_schedule_are_refused_with_their_path(node, message
         ({"warmup_steps": 0}, "lr_scheduler.warmup_steps: warmup_steps must be at least 1, not 0"),
         ({"start_lr": 0.1}, "lr_scheduler.start_lr: start_lr 0.1 must be below end_lr 0.0005"),
         ({"start_lr": 0.0005}, "lr_scheduler.start_lr: start_lr 0.0005 must be below end_lr 0.0005"),
-        ({"start_lr": -0.1}, "lr_scheduler: Invalid learning rate: -0.1"),
+        ({"start_lr": -0.1}, "lr_scheduler.start_lr: start_lr must be at least 0, not -0.1"),
+        ({"end_lr": -0.1}, "lr_scheduler.end_lr: end_lr must be at least 0, not -0.1"),
+        ({"learning_rate": -0.1}, "lr_scheduler.learning_rate: learning_rate must be at least 0, not -0.1"),
         (
             {"learning_rate": {**COSINE, "T_max": 0}},
             "lr_scheduler.learning_rate.T_max: T_max must be at least 1, not 0",
         ),
-        ({"learning_rate": {**COSINE, "learning_rate": -1}}, "lr_scheduler.learning_rate: Invalid learning rate: -1"),
         (
-            {"learning_rate": {"name": "MultiStepDecay", "learning_rate": 1, "milestones": [3, 2]}},
-            "lr_scheduler.learning_rate.milestones: The elements of milestones must be incremented",
+            {"learning_rate": {**COSINE, "learning_rate": -1}},
+            "lr_scheduler.learning_rate.learning_rate: learning_rate must be at least 0, not -1",
         ),
         (
-            {"learning_rate": {"name": "MultiStepDecay", "learning_rate": 1, "milestones": [3], "gamma": 1.5}},
-            "lr_scheduler.learning_rate.gamma: gamma should be < 1.0",
+            {"learning_rate": {**COSINE, "eta_min": 0.1}},
+            "lr_scheduler.learning_rate.eta_min: eta_min 0.1 must not be above learning_rate 0.0005",
+        ),
+        (
+            {"learning_rate": {**COSINE, "eta_min": -1e-5}},
+            "lr_scheduler.learning_rate.eta_min: eta_min must be at least 0, not -1e-05",
+        ),
+        (
+            {"learning_rate": {**STEPS, "milestones": [3, 2]}},
+            "lr_scheduler.learning_rate.milestones: milestones must be epochs from 1 on, each later than the one "
+            "before, not [3, 2]",
         ),
     ],
 )
