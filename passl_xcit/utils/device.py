@@ -141,6 +141,6 @@ def _missing(kind):
     if kind == "npu":
         return (
             f"'npu' needs Paddle's Ascend plugin, which is not installed (this Paddle has: {known}); "
-            "install paddle-custom-npu, then check paddle.device.get_all_custom_device_type()"
+            "install paddle-custom-npu as docs/ascend.md says, or run elsewhere: -o device=cpu"
         )
     return f"no device '{kind}'; this Paddle has: {known}"
