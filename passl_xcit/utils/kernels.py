@@ -1,8 +1,8 @@
 """Kernels: which ones Paddle has for a device, and which ones it runs.
 
 Paddle has no documented way to ask either. This module uses its registry of kernels, and the line that its operators
-log when they have chosen a kernel (VLOG 6; the same in Paddle 3.0 and 3.3). Operators have the names of Paddle's
-kernels, such as `matmul` and `matmul_grad`; types are Paddle's, such as `float32`.
+log when they have chosen a kernel (VLOG 6 of Paddle 3.3). Operators have the names of Paddle's kernels, such as
+`matmul` and `matmul_grad`; types are Paddle's, such as `float32`.
 """
 
 import contextlib
@@ -13,7 +13,10 @@ from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
+import paddle
 from paddle.base import core
+
+from passl_xcit.utils.errors import UserError
 
 ASCEND_TABLE = Path(__file__).with_name("ascend_kernels.tsv")
 GENERIC = "CUSTOM"  # Paddle's name for the kernels it brings for the devices of all plugins: views and copies
@@ -28,8 +31,10 @@ TYPES_IN_C = {
     "complex<double>": "complex128",
 }
 
-# Where a line has been reached once, its level changes only with patterns that were known then.
-core.set_vlog_level(dict.fromkeys(LOG_LEVEL, 0))
+CAN_RECORD = hasattr(core, "set_vlog_level")  # Paddle 3.0 has it not
+
+if CAN_RECORD:  # where a line has been reached once, its level changes only with patterns that were known then
+    core.set_vlog_level(dict.fromkeys(LOG_LEVEL, 0))
 
 
 class Call(NamedTuple):
@@ -88,7 +93,12 @@ def recorded_calls():
 
     It needs Paddle's log: with GLOG_minloglevel set the list stays empty. What else is written to standard error inside
     the context is lost.
+
+    Raises:
+        UserError: this Paddle does not tell; 3.0 does not.
     """
+    if not CAN_RECORD:
+        raise UserError(f"Paddle {paddle.__version__} does not tell which kernels it runs; 3.3.1 does")
     calls = []
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         try:

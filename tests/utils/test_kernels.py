@@ -1,12 +1,16 @@
 """Which kernels there are, and which ones run."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import paddle
 import pytest
+from paddle.base import core
 
+from passl_xcit.utils import kernels
+from passl_xcit.utils.errors import UserError
 from passl_xcit.utils.kernels import (
     Call,
     can_run,
@@ -101,3 +105,11 @@ def test_on_ascend_batch_norm_is_not_for_bfloat16_and_matrix_products_are():
     found = only_in_float32("bfloat16", kernels_of_ascend(), kernels_of("cpu"))
     assert {"batch_norm", "depthwise_conv2d", "p_norm", "dropout", "elementwise_sub", "relu"} <= found
     assert not found & {"matmul_v2", "conv2d", "layer_norm", "gelu", "softmax", "elementwise_add", "elementwise_mul"}
+
+
+def test_a_paddle_that_does_not_tell_what_it_runs_is_refused_when_it_is_asked(monkeypatch):
+    """Paddle 3.0.0: the import works."""
+    monkeypatch.delattr(core, "set_vlog_level")
+    recorded = runpy.run_path(kernels.__file__)["recorded_calls"]()
+    with pytest.raises(UserError, match=r"Paddle \S+ does not tell which kernels it runs; 3.3.1 does"):
+        recorded.__enter__()
