@@ -23,7 +23,7 @@ import passl_xcit
 from passl_xcit.engine import builder, launch
 from passl_xcit.modeling import factory
 from passl_xcit.modeling.checkpoint_formats import read_file, write_file
-from passl_xcit.modeling.distillation import student_node
+from passl_xcit.modeling.distillation import student_node, unused_keys
 from passl_xcit.modeling.layers import DropPath
 from passl_xcit.utils.config import load_config, parse_override
 from passl_xcit.utils.registry import OPTIMIZERS
@@ -386,3 +386,10 @@ def test_published_weights_are_trained_on_a_folder_of_ones_own(name, trains_back
     assert trained["head.fc_cls.weight"].shape == (128, 3)
     changed = {n for n, array in trained.items() if n.startswith("backbone.") and (array != published[n]).any()}
     assert bool(changed) == trains_backbone
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("[!_]*/**/*.yaml")), ids=lambda path: path.stem)
+def test_no_recipe_says_what_has_no_effect(path):
+    cfg = load_config(path)
+    assert cfg.get("use_amp") or "AMP" not in cfg
+    assert cfg["model"]["name"] != "DistillationWrapper" or unused_keys(cfg["model"]) == []

@@ -261,6 +261,8 @@ def _log_global_batch(batch_size, base, learning_rate):
 
 def _build_precision(cfg):
     if not cfg.get("use_amp"):
+        if cfg.get("AMP"):
+            logger.warning("AMP: without effect, since use_amp is false")
         return float32()
     warn_of_cpu()
     return PRECISION.build(cfg.get("AMP") or {}, "AMP")

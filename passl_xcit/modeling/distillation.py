@@ -15,6 +15,8 @@ from passl_xcit.utils.errors import ConfigError
 from passl_xcit.utils.registry import MODELS, join
 
 KINDS = ("dml", "hard", "soft")
+DML_WEIGHTS = ("dml_loss_weight", "head_loss_weight")
+UNUSED = {"dml": ("alpha", "tau"), "hard": ("tau", *DML_WEIGHTS), "soft": DML_WEIGHTS}
 
 
 class DistillationWrapper(nn.Layer):
@@ -150,6 +152,11 @@ class DistillationWrapper(nn.Layer):
         if self.teacher_size is None or list(images.shape[2:]) == [self.teacher_size] * 2:
             return images
         return F.interpolate(images, size=[self.teacher_size] * 2, mode="bicubic", align_corners=False)
+
+
+def unused_keys(node):
+    """The keys of a DistillationWrapper's node that its loss does not look at."""
+    return [key for key in UNUSED[node.get("distillation_type", "dml")] if key in node]
 
 
 def student_node(node, path):

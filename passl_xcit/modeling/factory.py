@@ -10,7 +10,7 @@ from pathlib import Path
 # Importing these files fills the registries.
 from passl_xcit.modeling import architectures, heads  # noqa: F401
 from passl_xcit.modeling.backbones import crossvit, regnet, xcit
-from passl_xcit.modeling.distillation import DistillationWrapper, student_node
+from passl_xcit.modeling.distillation import DistillationWrapper, student_node, unused_keys
 from passl_xcit.modeling.download import cached_download
 from passl_xcit.modeling.weights import load_weights
 from passl_xcit.modeling.zoo import entries, find, normal_form
@@ -35,6 +35,9 @@ def build(node, training=True, path="model"):
         return MODELS.build(*student_node(node, path))
     model = MODELS.build(node, path)
     if isinstance(model, DistillationWrapper):
+        unused = unused_keys(node)
+        if unused:
+            logger.warning(f"{path}: {', '.join(unused)}: without effect on the {model.distillation_type} loss")
         _load_pretrained(model)
     return model
 

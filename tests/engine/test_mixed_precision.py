@@ -28,6 +28,14 @@ def test_on_a_cpu_training_is_in_float32_and_says_so(tmp_path, capsys):
         assert np.array_equal(tensor.numpy(), half.model.state_dict()[name].numpy())
 
 
+@pytest.mark.parametrize("overrides", [("use_amp=false",), ()])
+def test_a_block_without_use_amp_is_told(overrides, tmp_path, capsys):
+    assert tiny_trainer(tmp_path, *overrides, "AMP={level: O2}").precision.level == "O1"
+    assert "WARNING: AMP: without effect, since use_amp is false" in capsys.readouterr().out
+    tiny_trainer(tmp_path, *overrides)
+    assert "AMP" not in capsys.readouterr().out
+
+
 def test_passls_block_is_taken(tmp_path):
     block = "{level: O1, scale_loss: 128.0, save_dtype: float32, auto_cast: {custom_black_list: [elementwise_add]}}"
     trainer = tiny_trainer(tmp_path, "use_amp=true", f"AMP={block}")

@@ -22,6 +22,7 @@ from passl_xcit.modeling.distillation import DistillationWrapper
 from passl_xcit.modeling.weights import load_weights
 from passl_xcit.utils.config import load_config, parse_override
 from passl_xcit.utils.errors import CheckpointError, ConfigError
+from passl_xcit.utils.logger import setup_logger
 
 # Losses, against their formulas in float64.
 
@@ -125,6 +126,26 @@ def test_the_loss_is_the_weighted_sum_of_the_labels_and_the_teachers(kind, tmp_p
     distilled, head = expected(logits, teacher), model.student.head.loss(logits, TARGETS)["loss"]
     assert outputs["loss"].item() == pytest.approx((weight * distilled + head_weight * head).item(), rel=1e-5)
     assert list(outputs) == ["loss", "acc1", "acc5", "head_loss", f"{kind}_loss"]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"alpha": 0.5, "tau": 2.0, "head_loss_weight": 0.3}, "model: alpha, tau: without effect on the dml loss"),
+        ({"distillation_type": "hard", "alpha": 0.5, "tau": 2.0}, "model: tau: without effect on the hard loss"),
+        (
+            {"distillation_type": "soft", "tau": 2.0, "dml_loss_weight": 0.5, "head_loss_weight": 0.5},
+            "model: dml_loss_weight, head_loss_weight: without effect on the soft loss",
+        ),
+        ({"distillation_type": "soft", "alpha": 0.1, "tau": 2.0}, None),
+        ({"dml_loss_weight": 0.4}, None),
+    ],
+)
+def test_keys_that_the_loss_does_not_have_are_told(options, told, tmp_path, capsys):
+    setup_logger()
+    wrapper(tmp_path, **options)
+    lines = [line.partition("WARNING: ")[2] for line in capsys.readouterr().out.splitlines() if "effect" in line]
+    assert lines == ([told] if told else [])
 
 
 def test_nothing_outside_sees_the_teacher(tmp_path):
