@@ -34,7 +34,7 @@ def run_settings(cfg, model, dataset):
     """JSON text: all that would make a resumed run differ from one that was not interrupted, defaults written out."""
     train, sampler = (cfg["dataloader"]["train"][key] for key in ("dataset", "sampler"))
     tree = {
-        "lr_scheduler": cfg["lr_scheduler"],
+        "lr_scheduler": _with_length(cfg["lr_scheduler"], cfg["epochs"]),
         "optimizer": cfg["optimizer"],
         "model": cfg["model"],
         "transforms": train.get("transforms"),
@@ -47,6 +47,16 @@ def run_settings(cfg, model, dataset):
         "teacher": factory.teacher_digest(model),
     }
     return json.dumps(_comparable(tree), sort_keys=True)
+
+
+def _with_length(schedule, epochs):
+    """The node of a schedule, in which TimmCosine's default length is written out: with `epochs` its curve changes."""
+    if not isinstance(schedule, dict):
+        return schedule
+    schedule = {**schedule, "learning_rate": _with_length(schedule["learning_rate"], epochs)}
+    if schedule["name"] == "TimmCosine" and schedule.get("T_max") is None:
+        schedule["T_max"] = epochs
+    return schedule
 
 
 def first_difference(old, new):

@@ -179,6 +179,28 @@ def test_an_argument_that_is_newer_than_the_checkpoint_counts_as_its_default(tra
         resume(folder / "other.pdparams", trainer)
 
 
+class TestMoreEpochs:
+    LATE = {"name": "TimmCosine", "learning_rate": 0.02}
+
+    @pytest.mark.parametrize(
+        "schedule",
+        [LATE, {"name": "LinearWarmup", "warmup_steps": 1, "start_lr": 0.0, "end_lr": 0.1, "learning_rate": LATE}],
+    )
+    def test_of_a_schedule_as_long_as_the_run_are_refused_unless_its_length_is_given(self, schedule, tmp_path):
+        override = f"lr_scheduler={json.dumps(schedule)}"
+        tiny_run(tmp_path, override, "epochs=1")
+        inner = "lr_scheduler" if schedule is self.LATE else "lr_scheduler.learning_rate"
+        with pytest.raises(CheckpointError, match=rf"was written with {inner}.T_max 1, this run has 2: resume with"):
+            tiny_run(tmp_path, override, resume_from="auto")
+        tiny_run(tmp_path, override, f"{inner}.T_max=1", resume_from="auto")
+        assert tree_of(tmp_path / "out")["iter"] == 12
+
+    def test_of_a_schedule_with_a_length_of_its_own_are_trained(self, tmp_path):
+        tiny_run(tmp_path, "epochs=1")
+        tiny_run(tmp_path, resume_from="auto")
+        assert tree_of(tmp_path / "out")["iter"] == 12
+
+
 @pytest.mark.parametrize("text", [None, 7, "", "[", "[1]", "null", '{"a": ' * 5000, "{}"])
 def test_settings_that_are_none_are_refused(text, trained):
     trainer, folder = trained
