@@ -13,6 +13,7 @@ from passl_xcit.datasets import (  # noqa: F401
     cifar10,
     demo_fashion_mnist,
     imagenet,
+    random_images,
     transforms,
 )
 from passl_xcit.datasets.dataloader import ImageLoader

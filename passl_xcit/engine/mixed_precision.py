@@ -118,12 +118,12 @@ class MixedPrecision:
         """The context of forward passes."""
         if not self.enabled:
             return contextlib.nullcontext()
-        return paddle.amp.auto_cast(level=self.level, dtype=self.dtype, **self._operators())
+        return paddle.amp.auto_cast(level=self.level, dtype=self.dtype, **self.operators(self.without_kernel))
 
-    def _operators(self):
-        """The lists of operators that Paddle gets."""
+    def operators(self, without_kernel):
+        """The lists of operators that Paddle gets, for a device that can run `without_kernel` in float32 only."""
         white, black = (set(self.lists[f"custom_{colour}_list"] or ()) for colour in ("white", "black"))
-        black.update(FLOAT32, self.without_kernel)
+        black.update(FLOAT32, without_kernel)
         return {"custom_white_list": white, "custom_black_list": black - white}
 
     def evaluation(self):

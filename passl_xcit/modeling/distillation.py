@@ -6,11 +6,11 @@ Shapes: B images, K classes.
 from typing import Optional, Sequence
 
 import paddle
-import paddle.nn.functional as F
 from paddle import nn
 
 from passl_xcit.losses import hard_distillation, mutual_kl, soft_distillation
 from passl_xcit.modeling.architectures import Classification, freeze_
+from passl_xcit.modeling.resize import scale_images
 from passl_xcit.utils.errors import ConfigError
 from passl_xcit.utils.registry import MODELS, join
 
@@ -149,9 +149,9 @@ class DistillationWrapper(nn.Layer):
                 paddle.to_tensor(values, images.dtype).reshape([1, -1, 1, 1]) for values in self.renormalise
             )
             images = images * scale + shift
-        if self.teacher_size is None or list(images.shape[2:]) == [self.teacher_size] * 2:
+        if self.teacher_size is None:
             return images
-        return F.interpolate(images, size=[self.teacher_size] * 2, mode="bicubic", align_corners=False)
+        return scale_images(images, self.teacher_size, "bicubic")
 
 
 def unused_keys(node):

@@ -31,9 +31,10 @@ class DropPath(nn.Layer):
         if not self.training or self.rate == 0.0:
             return x
         keep = 1.0 - self.rate
-        # float32: neither the CPU nor Ascend draws in half precision
-        kept = paddle.bernoulli(paddle.full([x.shape[0]] + [1] * (x.ndim - 1), keep, dtype="float32"))
-        return x * (kept / keep).astype(x.dtype)
+        # Neither paddle.bernoulli, nor a quotient by a number, which Ascend has no kernels for; and in float32, since
+        # neither it nor the CPU draws in half precision.
+        kept = paddle.floor(paddle.rand([x.shape[0]] + [1] * (x.ndim - 1), dtype="float32") + keep)  # [B, 1, ...]
+        return x * (kept * (1.0 / keep)).astype(x.dtype)
 
 
 def recomputed(layer, *inputs):

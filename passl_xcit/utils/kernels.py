@@ -84,7 +84,12 @@ def only_in_float32(dtype, kernels, cpu_kernels):
 
     found = {name for name in {*kernels, *cpu_kernels} if runs(name, "float32") and lacks(name)}
     # Auto-cast knows operators by older names, such as elementwise_sub for subtract and matmul_v2 for matmul.
-    return {name for name in {*found, *core.get_all_op_names()} if core._get_phi_kernel_name(name) in found}
+    return {name for name in {*found, *core.get_all_op_names()} if kernel_name(name) in found}
+
+
+def kernel_name(name):
+    """The name of a kernel, such as `subtract`, from the one that Paddle's auto-cast has, such as `elementwise_sub`."""
+    return core._get_phi_kernel_name(name)
 
 
 @contextlib.contextmanager

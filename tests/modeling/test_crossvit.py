@@ -16,8 +16,9 @@ from PIL import Image
 
 from passl_xcit.engine.builder import build_model, check_config
 from passl_xcit.modeling.architectures import Classification
-from passl_xcit.modeling.backbones.crossvit import VARIANTS, CrossViT, scale_images
+from passl_xcit.modeling.backbones.crossvit import VARIANTS, CrossViT
 from passl_xcit.modeling.heads import SwinTransformerClsHead
+from passl_xcit.modeling.resize import scale_images
 from passl_xcit.utils.config import load_config
 from passl_xcit.utils.errors import ConfigError, DataError
 from passl_xcit.utils.registry import BACKBONES, MODELS, TRANSFORMS
