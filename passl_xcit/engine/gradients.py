@@ -35,7 +35,7 @@ def global_norm(parameters):
     gradients = [parameter.grad.astype("float32") for parameter in parameters if parameter.grad is not None]
     if not gradients:
         return paddle.zeros([])
-    return paddle.add_n([gradient.square().sum() for gradient in gradients]).sqrt()
+    return paddle.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
 
 
 class NonFiniteGuard:

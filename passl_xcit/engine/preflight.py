@@ -4,8 +4,8 @@ A training step and an evaluation are run on the CPU, with images of noise, and 
 Paddle's own log says which kernels they took. They run in float32 there. Which types half precision takes on the device
 follows from the rules of Paddle's auto-cast:
 
-    an operator of the white list: half; of the black list: float32; of neither: either of them, so both are needed;
-    a gradient: the types of its operator; the update of the weights: float32, and with O2 half too.
+    an operator of the black list: float32; any other: half or float32, by its inputs and by what the model forbids, so
+    both are looked up; a gradient: the types of its operator; the update of the weights: float32, and with O2 half too.
 """
 
 import contextlib
@@ -125,27 +125,26 @@ class Half:
     def __init__(self, precision, kernels):
         self.dtype, self.everywhere = precision.dtype, precision.level == "O2"
         custom = precision.operators(only_in_float32(self.dtype, *kernels))
-        white, black = (
-            lists()[self.dtype][precision.level]
-            for lists in (paddle.amp.amp_lists.white_list, paddle.amp.amp_lists.black_list)
-        )
-        self.white = {kernel_name(name) for name in (white | custom["custom_white_list"]) - custom["custom_black_list"]}
-        self.black = {kernel_name(name) for name in (black | custom["custom_black_list"]) - custom["custom_white_list"]}
+        listed = paddle.amp.amp_lists.black_list()[self.dtype][precision.level] | custom["custom_black_list"]
+        self.black = {kernel_name(name) for name in listed - custom["custom_white_list"]}
 
-    def of_step(self, calls):
-        """{(operator, type)} of forward and backward passes that ran in float32 here."""
-        return {(operator, kind) for operator, dtype in calls for kind in self._types(operator, dtype)}
+    def of_forward(self, calls):
+        """{(operator, type)} of forward passes that ran in float32 here, with auto-cast's own casts."""
+        return self._types(calls, self.black) | {("cast", FLOAT32), ("cast", self.dtype)}
+
+    def of_backward(self, calls):
+        """The same of a backward pass: a gradient has the types of its operator, and what has another name any."""
+        return self._types(calls, {f"{operator}_grad" for operator in self.black})
 
     def of_update(self, calls):
-        """{(operator, type)} of what follows the backward pass, to which no list applies."""
-        both = (FLOAT32, self.dtype) if self.everywhere else (FLOAT32,)
-        return {(operator, kind) for operator, dtype in calls for kind in (both if dtype == FLOAT32 else (dtype,))}
+        """The same of what follows the backward pass, to which no list applies."""
+        return self._types(calls, set()) if self.everywhere else set(calls)
 
-    def _types(self, operator, dtype):
-        forward = operator[: -len("_grad")] if operator.endswith("_grad") else operator
-        if dtype != FLOAT32 or forward in self.black:
-            return (dtype,)
-        return (self.dtype,) if forward in self.white else (dtype, self.dtype)
+    def _types(self, calls, black):
+        found = set(calls)
+        return found | {
+            (operator, self.dtype) for operator, dtype in found if dtype == FLOAT32 and operator not in black
+        }
 
 
 def calls_of(cfg, kernels):
@@ -177,14 +176,15 @@ def _of_training(trainer, half):
     found = _types_of(calls)
     if half is None:
         return set(found)
-    last = max((index for index, (operator, _) in enumerate(found) if operator.endswith("_grad")), default=-1)
-    return half.of_step(found[: last + 1]) | half.of_update(found[last + 1 :])
+    gradients = [index for index, (operator, _) in enumerate(found) if operator.endswith("_grad")]
+    first, last = (gradients[0], gradients[-1] + 1) if gradients else (0, 0)
+    return half.of_forward(found[:first]) | half.of_backward(found[first:last]) | half.of_update(found[last:])
 
 
 def _of_evaluation(evaluator, precision, half):
     with precision.evaluation(), recorded_calls() as calls:
         evaluator.evaluate()
-    return half.of_step(_types_of(calls)) if half and half.everywhere else set(_types_of(calls))
+    return half.of_forward(_types_of(calls)) if half and half.everywhere else set(_types_of(calls))
 
 
 def _types_of(calls):

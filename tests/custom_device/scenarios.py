@@ -19,9 +19,9 @@ import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 from plugin import ROOT, counters  # noqa: E402
 from tiny_ascend import tiny_overrides, write_data  # noqa: E402
-from tiny_run import json_lines, tiny_run, tiny_trainer  # noqa: E402
+from tiny_run import json_lines, tiny_config, tiny_run, tiny_trainer  # noqa: E402
 
-from passl_xcit.engine import builder  # noqa: E402
+from passl_xcit.engine import builder, preflight  # noqa: E402
 from passl_xcit.modeling.checkpoint_formats import read_file  # noqa: E402
 from passl_xcit.modeling.weights import load_weights  # noqa: E402
 from passl_xcit.utils.config import load_config, parse_override  # noqa: E402
@@ -122,6 +122,22 @@ def calls_of_config(config, folder):
     for call in calls:
         types[call.operator].add(call.dtype)
     return {operator: sorted(types[operator]) for operator in types}
+
+
+def foreseen_and_run(folder, device, *overrides):
+    """[operator, type] of a training step and its update: what the pre-flight foresees, and what the device ran."""
+    folder = Path(folder)
+    foreseen = preflight.calls_of(tiny_config(folder, *overrides), preflight.kernels_for(device))
+    trainer = tiny_trainer_on_device(folder, device, *overrides)
+    batch = next(iter(trainer.train_loader))
+    with recorded_calls() as calls:
+        trainer.train_step(*batch)
+        with trainer.precision.evaluation():
+            trainer.evaluator.evaluate()
+    return {
+        "foreseen": sorted(foreseen["training"] | foreseen["evaluation"]),
+        "run": sorted({(call.operator, call.dtype) for call in calls}),
+    }
 
 
 def collectives(folder):

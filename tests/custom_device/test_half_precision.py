@@ -65,7 +65,7 @@ def test_products_are_in_half_precision_and_softmax_and_losses_are_not(level, dt
     calls = scenario(device, "operators", tmp_path, f"{DEVICE}:0", *amp(level, dtype))
     column = ["float16", "bfloat16"].index(dtype)
     assert calls["matmul_v2"][column] >= 10 and calls["conv2d"][column] == 2
-    for name in ("softmax", "log_softmax", "bernoulli"):
+    for name in ("softmax", "log_softmax", "uniform"):
         assert calls[name][2] > 0 and calls[name][:2] == [0, 0], name
     if dtype == "bfloat16":
         for name in ("batch_norm", "depthwise_conv2d"):
