@@ -1,4 +1,4 @@
-"""Take the weights out of a training checkpoint, with PASSL's flags.
+"""Take the weights out of a training checkpoint, with PASSL's flags and --ema.
 
 python tools/extract_weight.py outputs/epoch_400.pdparams --output model.pdparams
 python tools/extract_weight.py outputs/epoch_400.pdparams --output b.pdparams --prefix backbone --remove_prefix
@@ -20,6 +20,7 @@ def parse_args(argv):
     parser.add_argument("--output", required=True, type=not_empty, metavar="FILE", help="a .pdparams file to write")
     parser.add_argument("--prefix", default="", help="take the weights below this name only, such as backbone")
     parser.add_argument("--remove_prefix", action="store_true", help="leave `PREFIX.` out of their names")
+    parser.add_argument("--ema", action="store_true", help="take the moving averages (EMAHook) instead of the weights")
     return parser.parse_args(argv)
 
 
@@ -28,7 +29,7 @@ def main(argv=None):
     prepare_paddle()
     from passl_xcit.modeling.weights import extract_weights
 
-    count = extract_weights(args.checkpoint, args.output, args.prefix, args.remove_prefix)
+    count = extract_weights(args.checkpoint, args.output, args.prefix, args.remove_prefix, args.ema)
     print(f"{count} arrays written to {args.output}")
 
 

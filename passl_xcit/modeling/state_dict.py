@@ -95,7 +95,7 @@ def _is_container(tree, key):
 def _has_averages(tree):
     inner = _inside(tree, CONTAINERS)
     beside = isinstance(inner, dict) and any(str(key).startswith(EMA_PREFIX) for key in inner)
-    return beside or (isinstance(tree, dict) and any(_is_container(tree, key) for key in EMA_CONTAINERS))
+    return beside or (isinstance(tree, dict) and any(isinstance(tree.get(key), dict) for key in EMA_CONTAINERS))
 
 
 def _chosen(weights, ema):

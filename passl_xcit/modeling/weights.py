@@ -119,17 +119,19 @@ def _fitting_values(model, arrays, source):
     return {name: _as_type_of(tensor, arrays[name], name, source) for name, tensor in targets.items()}
 
 
-def extract_weights(checkpoint, output, prefix="", remove_prefix=False):
+def extract_weights(checkpoint, output, prefix="", remove_prefix=False, ema=False):
     """Write the weights of `checkpoint` whose names begin with `prefix.` to the file `output`; returns their number.
 
+    With `ema` their moving averages, which EMAHook keeps, are written instead, under the same names.
+
     Raises:
-        CheckpointError: if a file cannot be read or written, or no name begins so.
+        CheckpointError: if a file cannot be read or written, no name begins so, or there are no averages.
     """
     tree = read_file(checkpoint)
     require_output(output, checkpoint)
     if Path(output).suffix != ".pdparams":
         raise CheckpointError(f"{output}: Paddle's weights go to a file that ends in .pdparams")
-    arrays = state_dict_of(tree, str(checkpoint))
+    arrays = state_dict_of(tree, str(checkpoint), ema)
     start = f"{prefix}." if prefix else ""
     chosen = {name: array for name, array in arrays.items() if name.startswith(start)}
     if not chosen:

@@ -62,6 +62,25 @@ def test_only_the_named_part_is_written(checkpoint, tmp_path, flags, names, caps
     assert capsys.readouterr().out == f"{len(names)} arrays written to {output}\n"
 
 
+def test_the_moving_averages_are_written_under_the_names_of_the_weights(tmp_path):
+    averages = {name: array + 0.5 for name, array in WEIGHTS.items()}
+    write_file(tmp_path / "epoch_3.pdparams", {"state_dict": WEIGHTS, "state_dict_ema": averages})
+    output = tmp_path / "ema.pdparams"
+    main([str(tmp_path / "epoch_3.pdparams"), "--output", str(output), "--ema", "--prefix", "head"])
+    (written,) = read_file(output).items()
+    assert written[0] == "head.fc_cls.bias" and (written[1] == 0.5).all()
+
+
+@pytest.mark.parametrize("entries", [{}, {"state_dict_ema": None}])
+def test_a_checkpoint_without_averages_is_refused(entries, tmp_path):
+    write_file(tmp_path / "epoch_3.pdparams", {"state_dict": WEIGHTS, **entries})
+    with pytest.raises(
+        CheckpointError, match=r"epoch_3.pdparams: holds no moving averages \(EMA\) of weights; take the"
+    ):
+        main([str(tmp_path / "epoch_3.pdparams"), "--output", str(tmp_path / "ema.pdparams"), "--ema"])
+    assert not (tmp_path / "ema.pdparams").exists()
+
+
 def test_a_prefix_that_names_nothing_is_refused_and_writes_nothing(checkpoint, tmp_path):
     output = tmp_path / "weights.pdparams"
     with pytest.raises(CheckpointError, match="no name begins with 'Student.'; the first is 'backbone.norm.weight'"):
