@@ -16,7 +16,7 @@ from passl_xcit.modeling.factory import is_address, local_file
 from passl_xcit.modeling.weights import load_weights
 from passl_xcit.utils import dist
 from passl_xcit.utils.config import load_config
-from passl_xcit.utils.device import current_place, devices_of, select_device
+from passl_xcit.utils.device import current_place, devices_of, is_custom, select_device
 from passl_xcit.utils.errors import CheckpointError, ConfigError
 from passl_xcit.utils.logger import TRAINER, get_logger, log_to_folder, setup_logger
 
@@ -61,15 +61,25 @@ def run(config_file, overrides=(), load=None, resume_from=None, evaluate_only=Fa
 
 
 def _select_device(name):
-    processes, kind = dist.launched_processes(), name.partition(":")[0]
-    if processes > 1 and ":" in name:
-        text = f"'{name}' for {processes} processes: say {kind}, and let --devices of the launcher choose the cards"
-        raise ConfigError(text, "device")
+    processes = dist.launched_processes()
+    if processes > 1:
+        _check_device_of_launcher(name, processes)
     select_device(name)
     if processes > 1:
         current = paddle.get_device()
         there = ", ".join(devices_of(current.partition(":")[0]))
         logger.info(f"{processes} processes; process {dist.rank()} on {current}, of {there}")
+
+
+def _check_device_of_launcher(name, processes):
+    """Raise ConfigError where several processes would train on the same device."""
+    kind, colon, _ = name.partition(":")
+    if colon:
+        text = f"'{name}' for {processes} processes: say {kind}, and let --devices of the launcher choose the cards"
+        raise ConfigError(text, "device")
+    if is_custom(kind) and f"FLAGS_selected_{kind}s" not in os.environ:  # Paddle 3.0
+        text = f"the launcher gave this process no {kind}: set PADDLE_XCCL_BACKEND={kind} and say --devices 0,1,..."
+        raise ConfigError(text, "device")
 
 
 def _train(cfg, model, resume_from):

@@ -125,3 +125,11 @@ def test_devices_are_counted_among_those_that_are_visible(data, run, tmp_path):
     assert output.splitlines()[-1] == (
         f"error: -o device={DEVICE}:1: device: there is no '{DEVICE}:1', only {DEVICE}:0; ASCEND_RT_VISIBLE_DEVICES=1"
     )
+
+
+def test_processes_that_the_launcher_gave_no_device_are_refused(data, run, tmp_path):
+    """As Paddle 3.0's does where PADDLE_XCCL_BACKEND is not set: all of them would train on the first device."""
+    command = f"tools/train.py -c {XCIT} --data_dir {data} --output_dir {tmp_path}/out"
+    code, output = run(command, *tiny(XCIT), PADDLE_TRAINERS_NUM=2, PADDLE_TRAINER_ID=1, PADDLE_LOCAL_SIZE=2)
+    assert code == 2 and not (tmp_path / "out").exists()
+    assert f"the launcher gave this process no {DEVICE}: set PADDLE_XCCL_BACKEND={DEVICE} and say --devices" in output
