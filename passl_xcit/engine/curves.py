@@ -4,10 +4,12 @@ import statistics
 from pathlib import Path
 
 from passl_xcit.engine import builder
+from passl_xcit.engine.pictures import new_figure, save_figure
 from passl_xcit.utils.errors import ConfigError, DataError
 from passl_xcit.utils.logger import JsonLog
 
 PANELS = {("val", "acc1"): "validation accuracy, %", ("train", "loss"): "training loss"}
+SIZE = (5.5, 3.6)  # inches of a panel
 
 
 def read_curves(path):
@@ -70,7 +72,7 @@ def mean_and_spread(runs, key):
 
 def draw_runs(runs, output):
     """Draw validation accuracy and training loss of `read_runs` against epochs: the mean, and a band of the spread."""
-    figure, axes = _figure(columns=len(PANELS))
+    figure, (axes,) = new_figure(1, len(PANELS), *SIZE)
     for axis, (key, label) in zip(axes, PANELS.items()):
         for name, curves in runs.items():
             epochs, means, spreads = mean_and_spread(curves, key)
@@ -82,7 +84,7 @@ def draw_runs(runs, output):
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(runs))
-    _save(figure, output)
+    save_figure(figure, output)
 
 
 def _legend(name, curves):
@@ -108,27 +110,11 @@ def learning_rates(cfg, iters_per_epoch, processes=1):
 
 def draw_schedules(schedules, output):
     """Draw {name: (epochs, learning rates)} against epochs."""
-    figure, (axis,) = _figure(columns=1)
+    figure, ((axis,),) = new_figure(1, 1, *SIZE)
     for name, (epochs, rates) in schedules.items():
         axis.plot(epochs, rates, label=f"{name}: highest {max(rates):.3g}, last {rates[-1]:.3g}")
     axis.set_xlabel("epoch")
     axis.set_ylabel("learning rate")
     axis.grid(alpha=0.3)
     figure.legend(loc="outside upper left", fontsize="small")
-    _save(figure, output)
-
-
-def _figure(columns):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.5 * columns, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)  # draws without a screen, whatever pyplot is set to
-    return figure, figure.subplots(1, columns, squeeze=False)[0]
-
-
-def _save(figure, output):
-    try:
-        figure.savefig(output, dpi=100)
-    except (OSError, ValueError) as error:  # ValueError: a kind of picture that matplotlib does not write
-        raise ConfigError(f"--output {output}: {getattr(error, 'strerror', None) or error}") from error
+    save_figure(figure, output)
