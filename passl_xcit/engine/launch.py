@@ -104,7 +104,9 @@ def _check_folder_is_new(trainer):
     """Raise ConfigError where a run that is not resumed would overwrite another one's checkpoints."""
     folder = trainer.checkpoint_dir
     earlier = checkpoints_in(folder)
-    if earlier:
+    if not earlier:
+        return
+    with run_lock(folder) if dist.is_main() else contextlib.nullcontext():  # of a run that goes on nothing is deleted
         raise ConfigError(
             f"{folder} holds the checkpoints of a run, the newest is {earlier[0].name}: go on with it (--resume auto), "
             "choose another output_dir, or delete them",

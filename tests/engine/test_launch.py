@@ -221,14 +221,14 @@ class TestAFolderThatHoldsARun:
     def test_is_not_overwritten_by_another_one(self, key, tmp_path):
         tiny_run(tmp_path, "epochs=1", f"{key}={tmp_path}/run")
         elsewhere = [f"output_dir={tmp_path}/new"] if key != "output_dir" else []
-        before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
+        before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("[!.]*")}
         message = (
             rf"{key}: {tmp_path}/run holds the checkpoints of a run, the newest is epoch_1.pdparams: go on with it "
             r"\(--resume auto\), choose another output_dir, or delete them$"
         )
         with pytest.raises(ConfigError, match=message):
             tiny_run(tmp_path, *elsewhere, f"{key}={tmp_path}/run")
-        assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == before
+        assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("[!.]*")} == before
         assert not (tmp_path / "new").exists()
 
     def test_takes_a_new_one_where_it_has_no_checkpoint_yet(self, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tiny_run import ROOT
+from tiny_run import ROOT, tiny_run, tiny_trainer
 
 from passl_xcit.engine.run_lock import run_lock
 from passl_xcit.utils.errors import ConfigError
@@ -39,6 +39,12 @@ def test_a_folder_that_another_process_writes_to_is_refused_and_names_it(holder,
     )
     with pytest.raises(ConfigError, match=text), run_lock(tmp_path):
         pytest.fail("two runs in one folder")
+
+
+def test_a_run_that_starts_anew_is_told_of_the_one_that_writes_rather_than_of_its_checkpoints(holder, tmp_path):
+    tiny_trainer(tmp_path, "epochs=1", f"output_dir={tmp_path}").train()
+    with pytest.raises(ConfigError, match=rf"another run \(process {holder.pid} on"):
+        tiny_run(tmp_path, f"output_dir={tmp_path}")
 
 
 def test_a_killed_process_leaves_the_folder_free(holder, tmp_path):
