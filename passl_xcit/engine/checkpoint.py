@@ -22,7 +22,7 @@ from passl_xcit.modeling.weights import set_weights, switch_maths
 from passl_xcit.utils.dist import world_size
 from passl_xcit.utils.errors import CheckpointError, TrainingError
 from passl_xcit.utils.logger import TRAINER, get_logger
-from passl_xcit.utils.new_file import renamed_to
+from passl_xcit.utils.new_file import make_parent, renamed_to
 
 logger = get_logger(TRAINER)
 
@@ -90,10 +90,7 @@ def _arrays(tensors):
 
 
 def _write(path, tree, before_rename=None):
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from error
+    make_parent(path)
     write_file(path, tree, before_rename)
 
 

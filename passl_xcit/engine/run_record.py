@@ -15,7 +15,7 @@ import PIL
 from passl_xcit.utils.config import dump_config
 from passl_xcit.utils.dist import world_size
 from passl_xcit.utils.logger import TRAINER, get_logger
-from passl_xcit.utils.new_file import replace_file
+from passl_xcit.utils.new_file import make_parent, replace_file
 from passl_xcit.utils.startup import usable_cores
 
 logger = get_logger(TRAINER)
@@ -27,16 +27,30 @@ OF_ONE_START = ("is_train", "timestamp")  # in the config that a log prints, as 
 def write_run_record(cfg, trainer, resumed_from=None):
     """Write `config.yaml` and add this start to `run.json` in the folder of `trainer`, which has been resumed.
 
-    A file of these names that no training wrote is kept under another name.
+    A file of these names that no training wrote is kept under another name. `trainer.records` takes what was written.
 
     Raises:
         CheckpointError: a file cannot be written.
     """
-    folder = trainer.output_dir
+    config, run = (trainer.output_dir / name for name in ("config.yaml", "run.json"))
     effective = {key: value for key, value in cfg.to_dict().items() if key not in OF_ONE_START}
-    _replace(folder / "config.yaml", HEADER + dump_config(effective), is_ours=_is_written_config)
-    record = {"starts": [*_earlier_starts(folder / "run.json"), _this_start(trainer, resumed_from)]}
-    _replace(folder / "run.json", json.dumps(record, indent=1) + "\n", is_ours=_is_record)
+    record = {"starts": [*_earlier_starts(run), _this_start(trainer, resumed_from)]}
+    trainer.records = {config: HEADER + dump_config(effective), run: json.dumps(record, indent=1) + "\n"}
+    for path, is_ours in ((config, _is_written_config), (run, _is_record)):
+        _keep_others(path, is_ours)
+        _write(path, trainer.records[path])
+
+
+def restore(records):
+    """Write those of `records`, {path: text}, again that are no longer there: somebody has removed the folder.
+
+    Raises:
+        CheckpointError: a file cannot be written.
+    """
+    for path, text in records.items():
+        if not path.exists():
+            _write(path, text)
+            logger.warning(f"{path} was gone: it is written again")
 
 
 def _this_start(trainer, resumed_from):
@@ -93,10 +107,14 @@ def _is_written_config(path):
         return False
 
 
-def _replace(path, text, is_ours):
+def _keep_others(path, is_ours):
     if path.exists() and not is_ours(path):
         others = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
         other = next(name for name in others if not name.exists())
         path.rename(other)
         logger.warning(f"{path} was not written by a training: it is {other.name} now")
+
+
+def _write(path, text):
+    make_parent(path)
     replace_file(path, lambda file: file.write(text.encode("utf-8")))

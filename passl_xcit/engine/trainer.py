@@ -16,6 +16,7 @@ from paddle import nn
 from passl_xcit.engine import checkpoint, mixed_precision
 from passl_xcit.engine.evaluator import EvaluationStopped
 from passl_xcit.engine.gradients import STATISTICS, NonFiniteGuard, global_norm, parts
+from passl_xcit.engine.run_record import restore
 from passl_xcit.engine.stop_request import StopRequest
 from passl_xcit.hooks.checkpoint_hook import CheckpointHook
 from passl_xcit.hooks.hook import Hook, stages_of
@@ -97,6 +98,7 @@ class Trainer:
         self.hooks = sorted(hooks, key=lambda hook: hook.priority)
         self.evaluator = evaluator
         self.state = TrainState()
+        self.records = {}  # {path: text} that is to stand in `output_dir` besides
         self.log = JsonLog(self.output_dir / "log.jsonl")
         self.begun, self.seconds_aside = time.perf_counter(), 0.0
         self.stop = StopRequest()
@@ -293,6 +295,7 @@ class Trainer:
 
     def save_checkpoint(self, path, save_optimizer=True, before_rename=None):
         checkpoint.save_checkpoint(path, self, save_optimizer, before_rename)
+        restore(self.records)
 
     def save_ema(self, path):
         """Write the moving average as a weight file."""

@@ -60,15 +60,21 @@ class _WarnsOnce:
             super().handleError(record)
         elif not self.warned:
             self.warned = True
-            _warn_of_lost_lines(self.stream.name, error)
+            _warn_of_lost_lines(self.stream.name if self.stream else self.baseFilename, error)
 
 
 class _StreamHandler(_WarnsOnce, logging.StreamHandler):
     pass
 
 
-class _FileHandler(_WarnsOnce, logging.FileHandler):
-    pass
+class _FileHandler(_WarnsOnce, logging.handlers.WatchedFileHandler):
+    """Where somebody has removed the file, it goes on in a new one."""
+
+    def emit(self, record):
+        try:
+            super().emit(record)
+        except OSError:  # the folder is gone, too
+            self.handleError(record)
 
 
 class JsonLog:

@@ -31,6 +31,14 @@ def replace_file(path, write, before_rename=None):
         raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from error
 
 
+def make_parent(path):
+    """Make the folder of the file `path` where it is not there; CheckpointError if it cannot be."""
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from error
+
+
 @contextlib.contextmanager
 def renamed_to(path):
     """Yields a name beside `path`, at first of no file, for one that takes the place of `path` at the end.

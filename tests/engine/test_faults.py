@@ -113,6 +113,7 @@ class TestFolder:
         run = server.start(tmp_path, *command(whole[0], out), folder_is_gone=[10, str(out), False])
         assert run.wait() == 0, run.output
         assert numbers(out) == [number for number in numbers(whole[1]["plain"]) if number > 9]
+        assert {"config.yaml", "run.json", "log.txt", "log.jsonl"} <= {path.name for path in out.iterdir()}
         assert_same_end(out, whole[1]["plain"])
 
     def test_whose_place_a_file_takes_is_missed_with_an_error(self, server, whole, tmp_path):

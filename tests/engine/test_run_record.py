@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import sys
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -21,6 +22,7 @@ from tiny_run import ROOT, TRAIN, tiny_config, tiny_file, tiny_run
 import passl_xcit
 from passl_xcit.engine import launch
 from passl_xcit.engine.run_record import without_secrets
+from passl_xcit.engine.trainer import Trainer
 from passl_xcit.utils.config import Override, load_config, parse_override
 from passl_xcit.utils.errors import CheckpointError, DataError
 
@@ -133,6 +135,24 @@ class TestRecord:
             remove_checkpoints(tmp_path / "out")
             tiny_run(tmp_path, "epochs=1")
         assert [entry["resumed_from"] for entry in starts(tmp_path / "out")] == [None, None]
+
+    @pytest.mark.parametrize("checkpoints", ["out", "elsewhere"])
+    def test_with_a_folder_that_is_removed_it_comes_again_with_the_next_checkpoint(
+        self, checkpoints, tmp_path, monkeypatch, capsys
+    ):
+        step, kept = Trainer.train_step, {}
+
+        def removing(trainer, *batch):
+            if trainer.state.iter == 3:
+                kept.update({name: (tmp_path / "out" / name).read_bytes() for name in ("config.yaml", "run.json")})
+                shutil.rmtree(tmp_path / "out")
+            return step(trainer, *batch)
+
+        monkeypatch.setattr(Trainer, "train_step", removing)
+        tiny_run(tmp_path, f"checkpoint.out_dir={tmp_path}/{checkpoints}")
+        assert {name: (tmp_path / "out" / name).read_bytes() for name in kept} == kept and len(kept) == 2
+        assert "out/config.yaml was gone: it is written again" in (tmp_path / "out" / "log.txt").read_text()
+        assert "out/log.txt: No such file or directory: lines of this log are lost" in capsys.readouterr().err
 
     def test_auto_without_a_checkpoint_comes_from_nowhere(self, tmp_path):
         tiny_run(tmp_path, "epochs=1", resume_from="auto")

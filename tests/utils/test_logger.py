@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import re
+import shutil
 
 import numpy as np
 import paddle
@@ -201,6 +202,23 @@ class TestALogThatCannotBeWritten:
         )
         assert output.count("INFO: line") == 4  # the screen has them all
         assert [line.split("INFO: ")[1] for line in disk.lines] == ["line 3\n"]
+
+    def test_goes_on_in_a_new_file_when_its_folder_was_removed_and_is_made_again(self, tmp_path, capsys):
+        setup_logger()
+        (tmp_path / "out").mkdir()
+        log_to_folder(tmp_path / "out")
+        get_logger().info("line 0")
+        shutil.rmtree(tmp_path / "out")
+        for number in (1, 2):
+            get_logger().info(f"line {number}")
+        (tmp_path / "out").mkdir()
+        for number in (3, 4):
+            get_logger().info(f"line {number}")
+        assert capsys.readouterr().err == (
+            f"warning: {tmp_path}/out/log.txt: No such file or directory: lines of this log are lost, the run goes on\n"
+        )
+        lines = (tmp_path / "out" / "log.txt").read_text().splitlines()
+        assert [line.split("INFO: ")[1] for line in lines] == ["line 3", "line 4"]
 
     def test_of_json_lines_neither_ends_anything(self, tmp_path, capsys):
         log = JsonLog(tmp_path / "gone" / "log.jsonl")
