@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import paddle
 
@@ -110,6 +111,12 @@ class NonFiniteGuard:
             f"learning rate {state.lr:.3e}; see {path}; the checkpoints there are stay as they are; try a smaller "
             "learning rate, a longer warm-up or grad_clip"
         )
+
+
+def set_aside_diagnoses(folder):
+    """Give what earlier starts of a run wrote to `folder` when they gave up a name that says so."""
+    for path in Path(folder).glob("non_finite*.json"):
+        path.replace(path.with_name(f"earlier_{path.name}"))
 
 
 def write_diagnosis(path, trainer, images, loss, norm):

@@ -9,6 +9,7 @@ import paddle
 
 from passl_xcit.engine import builder
 from passl_xcit.engine.checkpoint import checkpoints_in, resume, resume_newest
+from passl_xcit.engine.gradients import set_aside_diagnoses
 from passl_xcit.engine.run_lock import run_lock
 from passl_xcit.engine.run_record import write_run_record
 from passl_xcit.engine.run_summary import log_summary
@@ -123,6 +124,7 @@ def _train_in_folder(cfg, trainer, resumed_from):
                 locks.enter_context(run_lock(folder))
             log_to_folder(trainer.output_dir, dist.rank())
             if dist.is_main():
+                set_aside_diagnoses(trainer.output_dir)
                 write_run_record(cfg, trainer, resumed_from)
             trainer.train()
 

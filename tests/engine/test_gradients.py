@@ -225,6 +225,18 @@ class TestNonFinite:
         keys = next(iter(trainer.train_loader.batch_sampler))
         assert report["images"] == [trainer.train_loader.dataset.describe(key[1]) for key in keys]
 
+    def test_a_diagnosis_of_an_earlier_start_gets_a_name_that_says_so(self, tmp_path):
+        (tmp_path / "out").mkdir()
+        for name in ("non_finite", "non_finite.rank1", "mine"):
+            (tmp_path / "out" / f"{name}.json").write_text(name)
+        tiny_run(tmp_path, "epochs=1")
+        texts = {path.name: path.read_text() for path in (tmp_path / "out").glob("*.json") if path.name != "run.json"}
+        assert texts == {
+            "earlier_non_finite.json": "non_finite",
+            "earlier_non_finite.rank1.json": "non_finite.rank1",
+            "mine.json": "mine",
+        }
+
     def test_training_that_is_to_go_back_takes_the_weights_of_the_newest_checkpoint(self, tmp_path, capsys):
         trainer = poisoned(tmp_path, {9, 10}, "non_finite={max_skips: 1, then: go_back}")
         seen = {}
