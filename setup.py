@@ -30,9 +30,10 @@ setup(
     ],
     extras_require={
         "npu": ["paddle-custom-npu"],
+        "export": ["paddle2onnx>=2.1.0", "onnxruntime>=1.20"],
         # What tests/peers compares with; MindCV needs an environment of its own (NumPy below 2).
         "peers": ["timm", "mmpretrain==1.2.0", "mmcv-lite", "mmengine", "safetensors"],
-        "test": ["pytest>=7.4", "hypothesis>=6.80", "ruff==0.17.6"],
+        "test": ["pytest>=7.4", "paddle2onnx>=2.1.0", "onnxruntime>=1.20", "hypothesis>=6.80", "ruff==0.17.6"],
     },
     entry_points={
         "console_scripts": [

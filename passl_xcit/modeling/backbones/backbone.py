@@ -20,6 +20,7 @@ class Backbone(nn.Layer):
 
     MATHS = {}
     HEAD = "SwinTransformerClsHead"  # what `create_model` puts on top
+    TRACED_FOR_ANY_SIZE = True  # whether an exported program takes images of another size than it was traced with
     stages = ()
 
     @property

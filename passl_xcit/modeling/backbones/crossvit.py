@@ -199,6 +199,7 @@ class CrossViT(Backbone):
         DataError: in forward, for images with other channels or without pixels.
     """
 
+    TRACED_FOR_ANY_SIZE = False
     MATHS = {  # mindcv 0.3.0, models/crossvit.py, with the defaults of MindSpore 2.10.0's LayerNorm and GELU
         "mindcv": {"input_scaling": "bilinear_aligned", "act": "gelu_tanh", "block_norm_eps": 1e-7},
     }

@@ -66,9 +66,11 @@ class PositionalEncodingFourier(nn.Layer):
 
     def forward(self, height, width):
         """-> [N, C]"""
-        waves = _fourier_waves(height, width, self.hidden_dim, self.temperature)  # [N, 2 * hidden_dim]
         weight = self.token_projection.weight.flatten(1)  # [C, 2 * hidden_dim]
-        waves = paddle.to_tensor(waves, dtype=weight.dtype)
+        if isinstance(height, int):
+            waves = paddle.to_tensor(_fourier_waves(height, width, self.hidden_dim, self.temperature), weight.dtype)
+        else:  # an exported program for images of any size
+            waves = _traced_waves(height, width, self.hidden_dim, self.temperature).astype(weight.dtype)
         return paddle.matmul(waves, weight, transpose_y=True) + self.token_projection.bias
 
 
@@ -91,6 +93,22 @@ def _axis_waves(length, hidden_dim, temperature):
     frequency = temperature ** (2 * (np.arange(hidden_dim) // 2) / hidden_dim)
     angle = position[:, None] / frequency[None, :]
     return np.stack([np.sin(angle[:, 0::2]), np.cos(angle[:, 1::2])], axis=2).reshape(length, hidden_dim)
+
+
+def _traced_waves(height, width, hidden_dim, temperature):
+    """`_fourier_waves` of a height and a width that are tensors: float32 [N, 2 * hidden_dim]"""
+    half = hidden_dim // 2
+    frequency = (temperature ** (2 * np.arange(half) / hidden_dim)).astype("float32")
+
+    def axis_waves(length):
+        """-> [length, hidden_dim]"""
+        position = paddle.arange(1, length + 1, dtype="int64").astype("float32") * (2 * math.pi)
+        angle = (position / (length.astype("float32") + 1e-6)).unsqueeze(1) / paddle.to_tensor(frequency)
+        return paddle.stack([angle.sin(), angle.cos()], axis=2).flatten(1)  # [length, half, 2] -> [length, hidden_dim]
+
+    rows = axis_waves(height).unsqueeze(1).expand([height, width, hidden_dim])
+    columns = axis_waves(width).unsqueeze(0).expand([height, width, hidden_dim])
+    return paddle.concat([rows, columns], axis=2).flatten(0, 1)
 
 
 class XCA(nn.Layer):
@@ -356,6 +374,8 @@ class XCiT(Backbone):
     def _check_size(self, images):
         self.check_images(images)
         height, width = images.shape[2:]
+        if not isinstance(height, int):  # an exported program for images of any size
+            return
         if height % self.patch_size or width % self.patch_size or not height or not width:
             raise DataError(
                 f"images of {height} x {width} pixels do not divide into patches of {self.patch_size}: "

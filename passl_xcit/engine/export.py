@@ -1,0 +1,172 @@
+"""A model as a program that runs without this package, compared with the model before it is declared good."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+from passl_xcit.engine.runtimes import MISSING, ONNX, PARAMETERS, PROGRAM, runtimes
+from passl_xcit.utils.errors import ConfigError, UserError
+
+SIDECAR = "export.json"
+FORMATS = ("paddle", "onnx")
+OPSET = 17
+TOLERANCE = 1e-4  # largest difference, as a share of the model's largest output
+
+
+class Exported(nn.Layer):
+    """What an exported program computes: images [B, C, H, W] -> logits, or with `softmax` probabilities, [B, K]."""
+
+    def __init__(self, model, softmax):
+        super().__init__()
+        self.model, self.softmax = model, softmax
+
+    def forward(self, images):
+        logits = self.model(images).astype("float32")
+        return F.softmax(logits, axis=-1) if self.softmax else logits
+
+
+def export_model(model, folder, image_size, softmax=False, formats=FORMATS[:1], preprocess=None):
+    """Write `model` as a program into a new folder, with `export.json` beside it.
+
+    XCiT and RegNet take images of any size then (XCiT's sides are multiples of its patches), CrossViT of `image_size`;
+    batches may have any size.
+
+    Args:
+        image_size: (height, width) in pixels of the images that the program is compared with.
+        softmax: give probabilities instead of logits.
+        formats: of FORMATS.
+        preprocess: plain values that say how images are prepared; they go into `export.json`.
+
+    Returns:
+        What stands in `export.json`: "difference" holds the largest difference of each engine from the model, as a
+        share of the model's largest output.
+
+    Raises:
+        ConfigError: the folder is there and not empty; an optional package is missing.
+        UserError: an engine computes something else than the model; nothing is left in the folder.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder}: is there already and not empty; give another folder")
+    was_training = model.training
+    with _new_folder(folder) as made, _without_chatter():
+        exported = Exported(model, softmax)
+        exported.eval()
+        try:
+            _write_program(exported, made, image_size)
+            if "onnx" in formats:
+                _write_onnx(made)
+            report = _report(exported, made, image_size, preprocess)
+        finally:
+            model.train() if was_training else model.eval()
+        if "paddle" not in formats:
+            (made / PROGRAM).unlink()
+            (made / PARAMETERS).unlink()
+        (made / SIDECAR).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return report
+
+
+@contextlib.contextmanager
+def _without_chatter():
+    """What the engines print by themselves goes nowhere; what goes wrong is raised."""
+    sys.stdout.flush()
+    kept = [(number, os.dup(number)) for number in (1, 2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for number, _ in kept:
+            os.dup2(nowhere, number)
+        yield
+    finally:
+        for number, copy in kept:
+            os.dup2(copy, number)
+            os.close(copy)
+        os.close(nowhere)
+
+
+@contextlib.contextmanager
+def _new_folder(folder):
+    """Yields a folder that becomes `folder` at the end, and is removed after an error."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be made: {error.strerror}") from error
+    try:
+        yield made
+        made.chmod(0o755)
+        os.replace(made, folder)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _write_program(exported, folder, image_size):
+    backbone = exported.model.backbone
+    sides = [None, None] if backbone.TRACED_FOR_ANY_SIZE else image_size
+    spec = paddle.static.InputSpec([None, backbone.in_chans, *sides], "float32", name="images")
+    program = paddle.jit.to_static(exported, input_spec=[spec], full_graph=True)
+    paddle.jit.save(program, str(folder / Path(PROGRAM).stem))
+
+
+def _write_onnx(folder):
+    try:
+        import paddle2onnx
+    except ImportError as error:
+        raise ConfigError(f"ONNX {MISSING}") from error
+    files = (str(folder / name) for name in (PROGRAM, PARAMETERS, ONNX))
+    # None of its optimisers: the usual one installs packages while it runs.
+    paddle2onnx.export(*files, opset_version=OPSET, enable_onnx_checker=True, optimize_tool="None", verbose=False)
+
+
+def _report(exported, folder, image_size, preprocess):
+    differences = _compare(exported, folder, _trial_shapes(exported.model.backbone, image_size))
+    bad = {name: value for name, value in differences.items() if not value <= TOLERANCE}
+    if bad:
+        raise UserError(
+            f"{folder}: the exported model differs from the model by {bad}, as a share of its largest output, where "
+            f"{TOLERANCE:g} is allowed: nothing was kept"
+        )
+    names = exported.model.class_names
+    return {
+        "softmax": exported.softmax,
+        "image_size": list(image_size),
+        "any_size": exported.model.backbone.TRACED_FOR_ANY_SIZE,
+        "num_classes": exported.model.num_classes,
+        "class_names": None if names is None else list(names),
+        "preprocess": preprocess,
+        "difference": differences,
+        "passl_xcit": sys.modules["passl_xcit"].__version__,  # the package lies above this floor, and is there
+        "paddle": paddle.__version__,
+        "sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())},
+    }
+
+
+def _trial_shapes(backbone, image_size):
+    """[B, C, H, W] that engines are tried with: several batches and, where they may differ, several sizes."""
+    height, width = image_size
+    shapes = [(1, height, width), (3, height, width)]
+    if backbone.TRACED_FOR_ANY_SIZE:
+        shapes.append((2, height, 2 * width))
+    return [(count, backbone.in_chans, *sides) for count, *sides in shapes]
+
+
+@paddle.no_grad()
+def _compare(exported, folder, shapes):
+    """{engine: largest difference from the model, as a share of the model's largest output}"""
+    rng = np.random.default_rng(0)
+    trials = [rng.standard_normal(shape, "float32") for shape in shapes]
+    expected = [Exported.forward(exported, paddle.to_tensor(images)).numpy() for images in trials]
+    differences = {}
+    for name, run in runtimes(folder).items():
+        found = [np.abs(run(images) - wanted).max() for images, wanted in zip(trials, expected)]
+        differences[name] = float(max(d / np.abs(wanted).max() for d, wanted in zip(found, expected)))
+    return differences

@@ -1,0 +1,116 @@
+"""Exported programs compute what the model computes, or are not kept."""
+
+import json
+import sys
+
+import numpy as np
+import paddle
+import pytest
+
+from passl_xcit.engine import export
+from passl_xcit.engine.export import export_model
+from passl_xcit.engine.runtimes import PaddleInference, runtimes
+from passl_xcit.modeling.factory import create_model
+from passl_xcit.utils.errors import ConfigError, DataError, UserError
+
+pytestmark = pytest.mark.slow
+SMALL = {
+    "xcit_nano_12_p8_224": {"embed_dim": 16, "depth": 2, "num_heads": 2},
+    "crossvit_9_240": {"img_size": [24, 32], "embed_dim": [8, 16], "num_heads": [2, 2], "patch_size": [4, 8]},
+    "regnetx_002": {},
+}
+
+
+def small(name):
+    paddle.seed(1)
+    model = create_model(name, num_classes=5, **SMALL[name])
+    model.eval()
+    return model
+
+
+def noise(*shape):
+    return np.random.default_rng(3).standard_normal(shape, "float32")
+
+
+def logits(model, images):
+    with paddle.no_grad():
+        return model(paddle.to_tensor(images)).numpy()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_engine_computes_what_the_model_computes(name, tmp_path, capfd):
+    model = small(name)
+    report = export_model(model, tmp_path / "out", (32, 32), formats=("paddle", "onnx"))
+    assert capfd.readouterr().out == ""  # what the engines print is not for the user
+    shapes = [(1, 32, 32), (4, 32, 32)] + ([(2, 48, 80)] if report["any_size"] else [])
+    found = runtimes(tmp_path / "out")
+    assert set(found) == set(report["difference"]) == {"paddle", "paddle with oneDNN", "onnxruntime"}
+    for run in found.values():
+        for count, *sides in shapes:
+            images = noise(count, 3, *sides)
+            np.testing.assert_allclose(run(images), logits(model, images), atol=1e-4)
+    assert all(0 <= difference < 1e-4 for difference in report["difference"].values())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_what_it_was(training, tmp_path):
+    model, images = small("xcit_nano_12_p8_224"), noise(2, 3, 24, 24)
+    before = logits(model, images)
+    model.train() if training else model.eval()
+    export_model(model, tmp_path / "out", (32, 32))
+    assert model.training is training
+    model.eval()
+    assert np.array_equal(logits(model, images), before)
+    model.train()
+    model.train_iter(paddle.to_tensor(images), paddle.to_tensor([0, 1]))["loss"].backward()
+    assert model.backbone.blocks[0].attn.qkv.weight.grad is not None
+
+
+def test_probabilities_class_names_and_preprocessing_go_with_the_program(tmp_path):
+    model = small("xcit_nano_12_p8_224")
+    model.class_names = ["雪", "b", "c", "d", "e"]
+    export_model(model, tmp_path / "out", (32, 24), softmax=True, preprocess={"mean": [1, 2, 3]})
+    sidecar = json.loads((tmp_path / "out" / "export.json").read_text(encoding="utf-8"))
+    assert sidecar["class_names"] == model.class_names and sidecar["preprocess"] == {"mean": [1, 2, 3]}
+    assert sidecar["image_size"] == [32, 24] and sidecar["softmax"] and sidecar["num_classes"] == 5
+    found = PaddleInference(tmp_path / "out")(noise(3, 3, 32, 24))
+    powers = np.exp(logits(model, noise(3, 3, 32, 24)))
+    np.testing.assert_allclose(found, powers / powers.sum(axis=1, keepdims=True), atol=1e-5)
+
+
+def test_a_program_that_computes_something_else_is_not_kept(tmp_path, monkeypatch):
+    def other(folder):
+        return {"paddle": lambda images: np.full([len(images), 5], 7.0, "float32")}
+
+    monkeypatch.setattr(export, "runtimes", other)
+    with pytest.raises(UserError, match="the exported model differs from the model by .*'paddle': .* nothing was kept"):
+        export_model(small("xcit_nano_12_p8_224"), tmp_path / "out", (32, 32))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_program_without_numbers_is_not_kept(tmp_path, monkeypatch):
+    nan = {"paddle": lambda images: np.full([len(images), 5], np.nan, "float32")}
+    monkeypatch.setattr(export, "runtimes", lambda folder: nan)
+    with pytest.raises(UserError, match="nothing was kept"):
+        export_model(small("xcit_nano_12_p8_224"), tmp_path / "out", (32, 32))
+
+
+def test_nothing_is_written_over(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path, tmp_path / "file"):
+        with pytest.raises(ConfigError, match="is there already and not empty; give another folder"):
+            export_model(small("xcit_nano_12_p8_224"), folder, (32, 32))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_an_absent_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "paddle2onnx", None)
+    with pytest.raises(ConfigError, match="ONNX needs paddle2onnx and onnxruntime: pip install 'passl_xcit.export.'"):
+        export_model(small("xcit_nano_12_p8_224"), tmp_path / "out", (32, 32), formats=("onnx",))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_images_that_a_program_cannot_take_are_refused_in_one_line(tmp_path):
+    export_model(small("crossvit_9_240"), tmp_path / "out", (32, 32))
+    with pytest.raises(DataError, match=r"the exported model cannot take images of shape \[1, 3, 40, 40\]: .+"):
+        PaddleInference(tmp_path / "out")(noise(1, 3, 40, 40))
