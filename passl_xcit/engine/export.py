@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -85,7 +86,8 @@ def _without_chatter():
     try:
         for number, _ in kept:
             os.dup2(nowhere, number)
-        yield
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         for number, copy in kept:
             os.dup2(copy, number)
