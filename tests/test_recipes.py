@@ -321,7 +321,7 @@ def test_a_recipe_has_the_epochs_average_and_precision_of_its_source(name):
 
 @every_config
 def test_a_recipes_model_has_the_size_and_the_drop_path_of_its_source(name):
-    recipe, node = recipe_of(name), config_of(name)["model"]
+    recipe, node = recipe_of(name), builder.with_class_count(config_of(name), 1000)["model"]
     with paddle.LazyGuard():
         model = factory.build(node, training=False)
     assert sum(parameter.size for parameter in model.parameters() if not parameter.stop_gradient) == recipe.parameters
@@ -379,7 +379,7 @@ def test_published_weights_are_trained_on_a_folder_of_ones_own(name, trains_back
     published = {n: tensor.numpy() for n, tensor in passl_xcit.create_model("xcit_nano_12_p16").state_dict().items()}
     write_file(tmp_path / "published.pdparams", published)
     data = {f"dataloader.{split}.dataset.dataroot": tmp_path / "own" / split for split in ("train", "val")}
-    small = {"model.head.num_classes": 3, "epochs": 1, "output_dir": tmp_path, "lr_scheduler.warmup_epoch": 0}
+    small = {"epochs": 1, "output_dir": tmp_path, "lr_scheduler.warmup_epoch": 0}
     overrides = [parse_override(f"{key}={value}") for key, value in {**data, **small}.items()]
     launch.run(ROOT / "finetune" / f"{name}.yaml", overrides, load=tmp_path / "published.pdparams")
     trained = read_file(tmp_path / "latest.pdparams")["state_dict"]

@@ -35,10 +35,11 @@ from passl_xcit.hooks import (  # noqa: F401
 )
 from passl_xcit.modeling import factory
 from passl_xcit.solver import lr_scheduler, optimizer  # noqa: F401
+from passl_xcit.utils.config import Override
 from passl_xcit.utils.dist import rank, world_size
 from passl_xcit.utils.errors import ConfigError, DataError
 from passl_xcit.utils.logger import TRAINER, get_logger
-from passl_xcit.utils.registry import DATASETS, HOOKS, LR_SCHEDULERS, MODELS, OPTIMIZERS, SAMPLERS, Section
+from passl_xcit.utils.registry import DATASETS, HOOKS, LR_SCHEDULERS, MODELS, OPTIMIZERS, SAMPLERS, Section, join
 
 logger = get_logger(TRAINER)
 
@@ -106,13 +107,14 @@ EXPERIMENT = Section(
         "non_finite": GUARD,
     },
 )
+AUTO = "auto"  # as `num_classes`: as many as the data set has
 NEEDED_TO_TRAIN = ("epochs", "lr_scheduler", "optimizer", "dataloader.train")
 
 
 def check_config(cfg, training):
     """Raise ConfigError, before anything is built, if `cfg` holds a wrong key or value or lacks a needed one."""
     with cfg.errors_name_files():
-        EXPERIMENT.check(cfg.to_dict(), "")
+        EXPERIMENT.check(with_class_count(cfg, 1).to_dict(), "")
         for key, hook in (("log_config", "LogHook"), ("checkpoint", "CheckpointHook")):
             if cfg.get(key) and cfg[key]["name"] != hook:
                 raise ConfigError(f"must be a {hook}; other hooks stand in custom_config", f"{key}.name")
@@ -132,6 +134,32 @@ def _need(cfg, path):
         node = node.get(key)
         if node is None:
             raise ConfigError(f"'{path}' is needed {'to evaluate' if path.endswith('val') else 'to train'}", path)
+
+
+def with_class_count(cfg, count):
+    """`cfg` with this number wherever its model has `num_classes: auto`."""
+    paths = _auto_counts(cfg.get("model"), "model")
+    return cfg.overridden([Override(path, count, f"num_classes: {AUTO}") for path in paths])
+
+
+def _auto_counts(node, path):
+    """Dotted paths of every `num_classes: auto` in a tree of nodes."""
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in children:
+        if key == "num_classes" and value == AUTO:
+            yield join(path, key)
+        yield from _auto_counts(value, join(path, key))
+
+
+def with_classes_of_data(cfg, split):
+    """`cfg` with the number of classes of the data set of `split` wherever its model has `num_classes: auto`."""
+    if not any(_auto_counts(cfg["model"], "model")):
+        return cfg
+    node = {**cfg["dataloader"][split]["dataset"], "transforms": None, "batch_transforms": None}
+    with cfg.errors_name_files():
+        dataset = DATASETS.build(node, f"dataloader.{split}.dataset", seed=cfg.get("seed", 0))
+    names = dataset.class_names
+    return with_class_count(cfg, int(dataset.labels.max()) + 1 if names is None else len(names))
 
 
 def build_model(cfg, training=True):

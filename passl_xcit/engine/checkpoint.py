@@ -15,7 +15,7 @@ import numpy as np
 import paddle
 
 from passl_xcit.engine.run_settings import first_difference
-from passl_xcit.hooks.checkpoint_hook import BEST_EMA, INTERRUPTED
+from passl_xcit.hooks.checkpoint_hook import BEST, BEST_EMA, INTERRUPTED, LATEST
 from passl_xcit.modeling.checkpoint_formats import read_file, write_file
 from passl_xcit.modeling.state_dict import MATHS, state_dict_of
 from passl_xcit.modeling.weights import set_weights, switch_maths
@@ -26,7 +26,7 @@ from passl_xcit.utils.new_file import make_parent, renamed_to
 
 logger = get_logger(TRAINER)
 
-LINKS = ("latest", "best")  # further names of numbered files
+LINKS = (LATEST, BEST)  # further names of numbered files
 STATE = ("optimizer", "lr_scheduler", "epoch", "iter", "samples", "best")
 EMA = "state_dict_ema"  # timm's name
 COUNTERS = ("evaluated", "skipped", "skipped_in_row", "returns")
@@ -127,7 +127,7 @@ def go_back(folder, trainer):
         that was stopped goes back as far as one that was not.
     """
     for path in checkpoints_in(folder):
-        if path.stem in LINKS or path.name == INTERRUPTED:
+        if path.name in LINKS or path.name == INTERRUPTED:
             continue
         try:
             tree = read_file(path)
@@ -249,9 +249,9 @@ def checkpoints_in(folder):
     """
     files = {}
     paths = [path for path in Path(folder).glob("*.pdparams") if path.is_file() and path.name != BEST_EMA]
-    for path in sorted(paths, key=lambda path: path.stem in LINKS, reverse=True):
+    for path in sorted(paths, key=lambda path: path.name in LINKS, reverse=True):
         info = path.stat()
-        files[info.st_ino] = (path.stem not in LINKS, info.st_mtime_ns, path)
+        files[info.st_ino] = (path.name not in LINKS, info.st_mtime_ns, path)
     return [path for _, _, path in sorted(files.values(), reverse=True)]
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import paddle
 
 from passl_xcit.engine import builder
-from passl_xcit.engine.checkpoint import checkpoints_in, resume, resume_newest
+from passl_xcit.engine.checkpoint import resume, resume_newest
 from passl_xcit.engine.gradients import set_aside_diagnoses
 from passl_xcit.engine.run_lock import run_lock
 from passl_xcit.engine.run_record import write_run_record
 from passl_xcit.engine.run_summary import log_summary
+from passl_xcit.hooks.checkpoint_hook import CheckpointHook
 from passl_xcit.modeling.factory import is_address, local_file
 from passl_xcit.modeling.weights import load_weights
 from passl_xcit.utils import dist
@@ -104,13 +105,14 @@ def _train(cfg, model, resume_from):
 def _check_folder_is_new(trainer):
     """Raise ConfigError where a run that is not resumed would overwrite another one's checkpoints."""
     folder = trainer.checkpoint_dir
-    earlier = checkpoints_in(folder)
+    hooks = [hook for hook in trainer.hooks if isinstance(hook, CheckpointHook)]
+    earlier = [name for hook in hooks for name in hook.names_in(folder)]
     if not earlier:
         return
     with run_lock(folder) if dist.is_main() else contextlib.nullcontext():  # of a run that goes on nothing is deleted
         raise ConfigError(
-            f"{folder} holds the checkpoints of a run, the newest is {earlier[0].name}: go on with it (--resume auto), "
-            "choose another output_dir, or delete them",
+            f"{folder} holds checkpoints of another run, such as {earlier[0]}: go on with it (--resume auto), choose "
+            "another output_dir, or delete them",
             "output_dir" if folder == trainer.output_dir else "checkpoint.out_dir",
         )
 
@@ -132,6 +134,7 @@ def _train_in_folder(cfg, trainer, resumed_from):
 def _read_config(config_file, overrides, evaluate_only):
     cfg = load_config(config_file, overrides)
     builder.check_config(cfg, training=not evaluate_only)
+    cfg = builder.with_classes_of_data(cfg, "val" if evaluate_only else "train")
     timestamp = datetime.datetime.now().strftime("-%Y-%m-%d-%H-%M")
     return cfg.with_values(is_train=not evaluate_only, timestamp=timestamp)
 

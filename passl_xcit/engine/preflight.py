@@ -149,7 +149,7 @@ class Half:
 
 def calls_of(cfg, kernels):
     """{part: {(operator, type)}} that the config runs on a device with these Kernels."""
-    cfg = _on_noise(cfg)
+    cfg = _on_noise(builder.with_class_count(cfg, 1000))
     with tempfile.TemporaryDirectory() as folder, _no_log(), _on_cpu():
         model = builder.build_model(cfg)
         trainer = builder.build_trainer(cfg.with_values(output_dir=folder, checkpoint=None), model)

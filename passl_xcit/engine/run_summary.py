@@ -2,7 +2,7 @@
 
 import datetime
 
-from passl_xcit.hooks.checkpoint_hook import BEST_EMA
+from passl_xcit.hooks.checkpoint_hook import BEST, BEST_EMA, LATEST
 from passl_xcit.utils.logger import TRAINER, get_logger
 
 logger = get_logger(TRAINER)
@@ -26,7 +26,7 @@ def summary(trainer):
     entries = entries_that_count(trainer.log.read())
     if not entries or entries[-1]["iter"] != trainer.state.iter:  # the disk was full, or the log is another run's
         entries = []
-    yield from _results("", trainer.state.best, _of_mode("val", entries), trainer.checkpoint_dir, "best.pdparams")
+    yield from _results("", trainer.state.best, _of_mode("val", entries), trainer.checkpoint_dir, BEST)
     averages = _of_mode("val_ema", entries)
     yield from _results("EMA ", trainer.state.best_ema, averages, trainer.checkpoint_dir, BEST_EMA)
     starts = _starts(entries)
@@ -62,7 +62,7 @@ def _of_mode(mode, entries):
 
 def _results(label, best, evaluations, folder, best_file):
     """The lines of the best evaluation and of the last one, as far as they are known."""
-    for which, found, name in (("best", best, best_file), ("last", (evaluations or [{}])[-1], "latest.pdparams")):
+    for which, found, name in (("best", best, best_file), ("last", (evaluations or [{}])[-1], LATEST)):
         if all(key in found for key in (*ACCURACIES, "epoch")):
             file = f": {folder / name}" if (folder / name).is_file() else ""
             accuracies = f"acc1 {found['acc1']:.3f}, acc5 {found['acc5']:.3f}"

@@ -12,7 +12,9 @@ from passl_xcit.utils.registry import HOOKS
 
 logger = get_logger(TRAINER)
 INTERRUPTED = "interrupted.pdparams"
+LATEST, BEST = "latest.pdparams", "best.pdparams"
 BEST_EMA = "best_ema.pdparams"  # a weight file, not a checkpoint
+OTHER_NAMES = (LATEST, BEST, BEST_EMA, INTERRUPTED)  # than numbers
 
 
 class CheckpointHook(Hook):
@@ -122,15 +124,23 @@ class CheckpointHook(Hook):
         if state.best_ema.get("iter") == state.iter:
             trainer.save_ema(folder / BEST_EMA)
         if state.best.get("iter") == state.iter:
-            trainer.link_checkpoint(file, folder / "best.pdparams")
+            trainer.link_checkpoint(file, folder / BEST)
         if self.create_symlink:
-            trainer.link_checkpoint(file, folder / "latest.pdparams")
+            trainer.link_checkpoint(file, folder / LATEST)
+
+    def names_in(self, folder):
+        """The names, of those that this hook gives, that files in `folder` have already."""
+        numbered = [self.template.format(number) for number in sorted(self._numbers(folder))]
+        return [*numbered, *(name for name in OTHER_NAMES if (folder / name).exists())]
+
+    def _numbers(self, folder):
+        pattern = re.compile(re.escape(self.template).replace(r"\{\}", r"(\d+)") + "$")
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        return [int(match[1]) for match in map(pattern.match, names) if match]
 
     def _prune(self, folder, newest):
         """Remove all but the newest `max_keep_ckpts` numbered files; higher numbers belong to another run."""
-        pattern = re.compile(re.escape(self.template).replace(r"\{\}", r"(\d+)") + "$")
-        numbers = [int(match.group(1)) for match in map(pattern.match, (p.name for p in folder.iterdir())) if match]
-        mine = sorted(number for number in numbers if number <= newest)
+        mine = sorted(number for number in self._numbers(folder) if number <= newest)
         for number in mine[: -self.max_keep_ckpts] if self.max_keep_ckpts else ():
             (folder / self.template.format(number)).unlink()
 

@@ -103,6 +103,13 @@ class Config:
         kept = {key: value for key, value in self.to_dict().items() if key not in values}
         return Config({**kept, **values}, self._origins)
 
+    def overridden(self, overrides):
+        """The same config with `overrides`, a list of Override, applied."""
+        data, origins = self.to_dict(), dict(self._origins)
+        for override in overrides:
+            _apply(override, data, origins)
+        return Config(data, origins)
+
     def where(self, path):
         """The file or option that the value at the dotted `path` came from."""
         keys = path.split(".")
@@ -135,10 +142,7 @@ def load_config(path, overrides=()):
     Raises:
         ConfigError: with file, and line or dotted path, for anything that is not a mapping of plain finite values.
     """
-    data, origins = _read_with_bases(Path(path), ())
-    for override in overrides:
-        _apply(override, data, origins)
-    return Config(data, origins)
+    return Config(*_read_with_bases(Path(path), ())).overridden(overrides)
 
 
 def dump_config(data):

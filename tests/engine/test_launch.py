@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tiny_run import tiny_file, tiny_run
+from tiny_run import tiny_config, tiny_file, tiny_run
 
 from passl_xcit.datasets.imagenet import ImageNet
 from passl_xcit.engine import builder, launch
 from passl_xcit.modeling.checkpoint_formats import read_file, write_file
+from passl_xcit.utils.config import load_config
 from passl_xcit.utils.errors import CheckpointError, ConfigError, UserError
 
 
@@ -223,7 +225,7 @@ class TestAFolderThatHoldsARun:
         elsewhere = [f"output_dir={tmp_path}/new"] if key != "output_dir" else []
         before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("[!.]*")}
         message = (
-            rf"{key}: {tmp_path}/run holds the checkpoints of a run, the newest is epoch_1.pdparams: go on with it "
+            rf"{key}: {tmp_path}/run holds checkpoints of another run, such as epoch_1.pdparams: go on with it "
             r"\(--resume auto\), choose another output_dir, or delete them$"
         )
         with pytest.raises(ConfigError, match=message):
@@ -231,16 +233,55 @@ class TestAFolderThatHoldsARun:
         assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("[!.]*")} == before
         assert not (tmp_path / "new").exists()
 
-    def test_takes_a_new_one_where_it_has_no_checkpoint_yet(self, tmp_path):
+    @pytest.mark.parametrize("name", ["latest", "best", "best_ema", "interrupted", "epoch_7"])
+    def test_is_known_by_any_name_that_would_be_given_again(self, name, tmp_path):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / f"{name}.pdparams").write_text("dear to somebody")
+        with pytest.raises(ConfigError, match=f"holds checkpoints of another run, such as {name}.pdparams: go on"):
+            tiny_run(tmp_path)
+
+    def test_takes_a_new_one_where_it_has_weights_only_or_no_checkpoint_yet(self, weights, tmp_path):
         tiny_run(tmp_path, "epochs=1")
         for path in (tmp_path / "out").glob("*.pdparams"):
             path.unlink()
-        tiny_run(tmp_path, "epochs=1")
+        shutil.copy(weights, tmp_path / "out" / "xcit_nano_12_p16_224.pdparams")
+        tiny_run(tmp_path, "epochs=1", load=tmp_path / "out" / "xcit_nano_12_p16_224.pdparams")
         assert (tmp_path / "out" / "epoch_1.pdparams").is_file()
 
     def test_can_be_evaluated(self, tmp_path):
         tiny_run(tmp_path, "epochs=1")
         assert tiny_run(tmp_path, load=tmp_path / "out" / "best.pdparams", evaluate_only=True)["acc5"] == 100.0
+
+
+class TestNumClassesAuto:
+    AUTO = "model.head.num_classes=auto"
+
+    def test_is_the_number_of_the_folders_and_stands_in_the_written_config(self, tmp_path):
+        tiny_run(tmp_path, self.AUTO, "epochs=1")
+        tiny_run(tmp_path, self.AUTO, resume_from="auto")
+        tiny_run(tmp_path, "epochs=3", resume_from="auto")  # the same run as with the number
+        assert load_config(tmp_path / "out" / "config.yaml")["model"]["head"]["num_classes"] == 3
+        assert read_file(tmp_path / "out" / "latest.pdparams")["state_dict"]["head.fc_cls.weight"].shape == (8, 3)
+
+    def test_is_the_validation_datas_in_an_evaluation(self, weights, tmp_path):
+        shutil.rmtree(tmp_path / "train", ignore_errors=True)
+        expected = tiny_run(tmp_path, load=weights, evaluate_only=True)
+        assert tiny_run(tmp_path, self.AUTO, load=weights, evaluate_only=True) == expected
+
+    def test_is_one_more_than_the_largest_label_of_a_list(self, tmp_path):
+        tiny_file(tmp_path)
+        (tmp_path / "train" / "list.txt").write_text("class0/0.png 0\nclass0/1.png 6\n" * 4)
+        cfg = tiny_config(tmp_path, self.AUTO, "dataloader.train.dataset.list_file=list.txt")
+        assert builder.with_classes_of_data(cfg, "train")["model"]["head"]["num_classes"] == 7
+
+    def test_holds_for_every_head_that_says_so(self, tmp_path):
+        models = "[{Teacher: {head: {num_classes: auto}}}, {Student: {head: {num_classes: 5}}}]"
+        cfg = builder.with_classes_of_data(tiny_config(tmp_path, f"model={{models: {models}}}"), "train")
+        assert [node["head"]["num_classes"] for item in cfg["model"]["models"] for node in item.values()] == [3, 5]
+
+    def test_is_no_other_word(self, tmp_path):
+        with pytest.raises(ConfigError, match="model.head.num_classes: SwinTransformerClsHead expects int, not 'many'"):
+            tiny_run(tmp_path, "model.head.num_classes=many")
 
 
 class TestLoad:
