@@ -82,7 +82,7 @@ class Evaluator:
 
     def _count(self, interrupted):
         """[samples counted, correct for each k, bad images among the samples] of this process."""
-        seen, correct = 0, [0] * len(TOPK)
+        seen, correct = 0, paddle.zeros([len(TOPK)], dtype="int64")
         self.loader.bad_images.clear()
         questions = self._questions(interrupted)
         # `disable=None` draws the bar on a terminal only.
@@ -92,12 +92,12 @@ class Evaluator:
             batch = topk_correct(logits, targets)
             if self.tally:
                 self.tally.add(images, logits, targets)
-            correct = [total + int(count.item()) for total, count in zip(correct, batch)]
+            correct += paddle.stack(batch)  # read at the end: a device need not wait for the host after each batch
             seen += len(targets)
         for _ in questions:  # of batches in which no image can be used
             pass
         bad = len(self.loader.bad_images)
-        return [seen + bad, *correct, bad]
+        return [seen + bad, *correct.tolist(), bad]
 
     def _questions(self, interrupted):
         """Ask with every step of this generator, equally often in all processes."""

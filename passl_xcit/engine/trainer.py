@@ -335,12 +335,17 @@ def replaced(tensors, values):
     """Give `tensors` the values of the dict `values` inside the context."""
     before = {name: tensor.clone() for name, tensor in tensors.items()}
     try:
-        for name, tensor in tensors.items():
-            tensor.set_value(values[name].astype(tensor.dtype))
+        _copy(values, tensors)
         yield
     finally:
-        for name, tensor in tensors.items():
-            tensor.set_value(before[name])
+        _copy(before, tensors)
+
+
+@paddle.no_grad()
+def _copy(values, tensors):
+    """Copy one dict of tensors into another; on their device, where `set_value` would take the way over the host."""
+    for name, tensor in tensors.items():
+        paddle.assign(values[name].astype(tensor.dtype), tensor)
 
 
 class _TrainIter(nn.Layer):

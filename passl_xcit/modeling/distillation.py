@@ -5,11 +5,13 @@ Shapes: B images, K classes.
 
 from typing import Optional, Sequence
 
+import numpy as np
 import paddle
 from paddle import nn
 
 from passl_xcit.losses import hard_distillation, mutual_kl, soft_distillation
 from passl_xcit.modeling.architectures import Classification, freeze_
+from passl_xcit.modeling.layers import constant
 from passl_xcit.modeling.resize import scale_images
 from passl_xcit.utils.errors import ConfigError
 from passl_xcit.utils.registry import MODELS, join
@@ -146,7 +148,7 @@ class DistillationWrapper(nn.Layer):
         """The student's images [B, in_chans, H, W] in the size and normalisation that the teacher was trained with."""
         if self.renormalise is not None:
             scale, shift = (
-                paddle.to_tensor(values, images.dtype).reshape([1, -1, 1, 1]) for values in self.renormalise
+                constant(np.reshape, values, (1, -1, 1, 1), dtype=images.dtype) for values in self.renormalise
             )
             images = images * scale + shift
         if self.teacher_size is None:
@@ -202,8 +204,8 @@ def _renormalisation(input_mean, input_std, teacher_mean, teacher_std, channels)
         raise ValueError(f"teacher_mean needs input_mean, input_std and teacher_std with it, {channels} numbers each")
     if min(*input_std, *teacher_std) <= 0:
         raise ValueError("teacher_std and input_std must be above 0")
-    scale = [ours / theirs for ours, theirs in zip(input_std, teacher_std)]
-    shift = [(ours - theirs) / std for ours, theirs, std in zip(input_mean, teacher_mean, teacher_std)]
+    scale = tuple(ours / theirs for ours, theirs in zip(input_std, teacher_std))
+    shift = tuple((ours - theirs) / std for ours, theirs, std in zip(input_mean, teacher_mean, teacher_std))
     return scale, shift
 
 

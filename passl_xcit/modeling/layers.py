@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from functools import lru_cache
 
 import paddle
 import paddle.nn.functional as F
@@ -30,11 +31,11 @@ class DropPath(nn.Layer):
         """[B, ...] -> [B, ...]"""
         if not self.training or self.rate == 0.0:
             return x
-        keep = 1.0 - self.rate
-        # Neither paddle.bernoulli, nor a quotient by a number, which Ascend has no kernels for; and in float32, since
-        # neither it nor the CPU draws in half precision.
-        kept = paddle.floor(paddle.rand([x.shape[0]] + [1] * (x.ndim - 1), dtype="float32") + keep)  # [B, 1, ...]
-        return x * (kept * (1.0 / keep)).astype(x.dtype)
+        # As paddle.bernoulli draws, and divided by a tensor: Ascend has no kernels for it and for a quotient by a
+        # number. In float32: neither it nor the CPU draws in half precision.
+        keep = paddle.full([x.shape[0]] + [1] * (x.ndim - 1), 1.0 - self.rate, dtype="float32")
+        kept = (paddle.rand(keep.shape, dtype="float32") < keep).astype("float32")
+        return x * (kept / keep).astype(x.dtype)
 
 
 def recomputed(layer, *inputs):
@@ -152,6 +153,25 @@ def init_transformer_(layer):
 def _fill(initializer, parameter):
     if parameter is not None:
         initializer(parameter)
+
+
+def constant(make, *arguments, dtype):
+    """The array of floats `make(*arguments)` as a tensor, which stays on the current device for the next call.
+
+    A graph that is being exported gets one of its own: a tensor belongs to the graph that it was made in.
+    """
+    if paddle.in_dynamic_mode():
+        return _kept(make, arguments, dtype, paddle.get_device())
+    return _made(make, arguments, dtype)
+
+
+@lru_cache(maxsize=64)
+def _kept(make, arguments, dtype, device):
+    return _made(make, arguments, dtype)
+
+
+def _made(make, arguments, dtype):
+    return paddle.to_tensor(make(*arguments).astype("float32"), dtype=dtype)
 
 
 def parameter_filled(layer, shape, value):

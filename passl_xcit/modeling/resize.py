@@ -3,11 +3,10 @@
 Letters: B images, H x W pixels.
 """
 
-from functools import lru_cache
-
 import numpy as np
 import paddle
 
+from passl_xcit.modeling.layers import constant
 from passl_xcit.utils.errors import DataError
 
 
@@ -22,15 +21,9 @@ def scale_images(images, side, scaling):
         raise DataError(f"images of {height} x {width} pixels have nothing to look at")
     if height == width == side:
         return images
-    rows = paddle.to_tensor(_scaling_weights(height, side, scaling), dtype=images.dtype)  # [side, H]
-    columns = paddle.to_tensor(_scaling_weights(width, side, scaling), dtype=images.dtype)  # [side, W]
+    rows = constant(SCALINGS[scaling], height, side, dtype=images.dtype)  # [side, H]
+    columns = constant(SCALINGS[scaling], width, side, dtype=images.dtype)  # [side, W]
     return paddle.matmul(rows, paddle.matmul(images, columns, transpose_y=True))
-
-
-@lru_cache(maxsize=32)
-def _scaling_weights(length, out_length, scaling):
-    """float32 [out_length, length]: how much each pixel of a line gives to each pixel of the scaled line."""
-    return SCALINGS[scaling](length, out_length).astype("float32")
 
 
 def _bicubic_weights(length, out_length):
@@ -56,4 +49,5 @@ def _bilinear_aligned_weights(length, out_length):
     return np.maximum(0, 1 - np.abs(place[:, None] - np.arange(length)))
 
 
+# How much each pixel of a line gives to each pixel of the scaled line: [out_length, length].
 SCALINGS = {"bicubic": _bicubic_weights, "bilinear_aligned": _bilinear_aligned_weights}

@@ -158,7 +158,8 @@ class AverageMeter:
 
     @property
     def value(self):
-        return _number(self.last)
+        self.last = _number(self.last)  # a device is asked once
+        return self.last
 
     @property
     def average(self):

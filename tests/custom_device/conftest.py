@@ -32,7 +32,7 @@ def device(build_device):
     return build_device(plugin.DEVICE)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def scenario():
     """Run a function of scenarios.py in a process that sees the device in `folder`: what the function returns."""
 

@@ -9,7 +9,7 @@
 // Set when compiled: DEVICE_TYPE. In the environment: TEST_DEVICE_DELAY_US, how long every asynchronous operation waits
 // before it starts; TEST_DEVICE_MEMORY, bytes of each device; TEST_DEVICE_TIMEOUT_S, how long a collective operation
 // waits for the other processes; TEST_DEVICE_COUNTERS, a file that each process adds its counters to at its end;
-// ASCEND_RT_VISIBLE_DEVICES, as on Ascend.
+// ASCEND_RT_VISIBLE_DEVICES, as on Ascend; TEST_DEVICE_LOG=1, a line on standard error for each copy.
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -61,9 +61,7 @@ size_t VisibleDevices() {
 // In the order of COUNTERS in plugin.py.
 enum Counter {
   kHostToDevice,
-  kHostToDeviceBytes,
   kDeviceToHost,
-  kDeviceToHostBytes,
   kDeviceToDevice,
   kAllocations,
   kCollectives,
@@ -392,41 +390,34 @@ Run On(C_Stream stream) {
   return [stream](std::function<bool()> task) { StreamOf(stream)->Push(std::move(task)); };
 }
 
-// As Ascend's plugin does, an asynchronous copy from the host keeps what was there when it was called.
-C_Status HostToDevice(int device, const Run& run, void* target, const void* source, size_t size) {
-  if (!size) return C_SUCCESS;
-  char* contents = memories[device].Contents(target, size);
-  if (!contents) return Refuse("target of a copy to the device is not allocated there", target, size);
-  if (!IsHost(source)) return Refuse("source of a copy to the device is not host memory", source, size);
-  ++counters[kHostToDevice];
-  counters[kHostToDeviceBytes] += size;
-  auto* bytes = static_cast<const char*>(source);
-  run([contents, kept = std::vector<char>(bytes, bytes + size)] {
-    std::copy(kept.begin(), kept.end(), contents);
-    return true;
-  });
-  return C_SUCCESS;
+constexpr int kHost = -1;  // in the place of a device's number
+
+// Where the bytes at `pointer` are; nullptr unless all of them are on `device`, or on the host if that is kHost.
+char* Bytes(int device, const void* pointer, size_t size) {
+  if (device != kHost) return memories[device].Contents(pointer, size);
+  return IsHost(pointer) ? static_cast<char*>(const_cast<void*>(pointer)) : nullptr;
 }
 
-C_Status DeviceToHost(int device, const Run& run, void* target, const void* source, size_t size) {
-  if (!size) return C_SUCCESS;
-  char* contents = memories[device].Contents(source, size);
-  if (!contents) return Refuse("source of a copy from the device is not allocated there", source, size);
-  if (!IsHost(target)) return Refuse("target of a copy from the device is not host memory", target, size);
-  ++counters[kDeviceToHost];
-  counters[kDeviceToHostBytes] += size;
-  run([=] { return std::memcpy(target, contents, size) != nullptr; });
-  return C_SUCCESS;
+void CountCopy(int to, int from, size_t size) {
+  ++counters[from == kHost ? kHostToDevice : to == kHost ? kDeviceToHost : kDeviceToDevice];
+  static const bool log = FromEnvironment("TEST_DEVICE_LOG", 0);
+  if (log) std::fprintf(stderr, "test device: copy from %d to %d: %zu bytes\n", from, to, size);
 }
 
-C_Status DeviceToDevice(int to, int from, const Run& run, void* target, const void* source, size_t size) {
+C_Status Copy(const Run& run, int to, void* target, int from, const void* source, size_t size) {
   if (!size) return C_SUCCESS;
-  char* written = memories[to].Contents(target, size);
-  char* read = memories[from].Contents(source, size);
-  if (!written) return Refuse("target of a copy on the device is not allocated there", target, size);
-  if (!read) return Refuse("source of a copy on the device is not allocated there", source, size);
-  ++counters[kDeviceToDevice];
-  run([=] { return std::memmove(written, read, size) != nullptr; });
+  char* written = Bytes(to, target, size);
+  char* read = Bytes(from, source, size);
+  if (!written) return Refuse(to == kHost ? "copy to no host memory" : "copy to no device memory", target, size);
+  if (!read) return Refuse(from == kHost ? "copy from no host memory" : "copy from no device memory", source, size);
+  CountCopy(to, from, size);
+  if (from == kHost) {  // as Ascend's plugin does, keep what is there now
+    run([written, kept = std::vector<char>(read, read + size)] {
+      return std::memcpy(written, kept.data(), kept.size()) != nullptr;
+    });
+  } else {
+    run([=] { return std::memmove(written, read, size) != nullptr; });
+  }
   return C_SUCCESS;
 }
 
@@ -535,11 +526,13 @@ struct Type {
   Reduction reduce;
 };
 
-// The types that Ascend's plugin passes on to HCCL, and bfloat16; size 0 for others.
+// The types that Ascend's plugin passes on to HCCL (PaddleCustomDevice, runtime.cc, and its pull requests 887 for
+// bfloat16, 1206 for bool), and those of them that HcclAllReduce adds up on Atlas A2 (CANN 8.0). Size 0 for others.
 Type TypeOf(C_DataType type) {
   switch (type) {
+    case BOOL:
     case UINT8:
-      return {1, ReduceSlots<uint8_t>};
+      return {1, nullptr};
     case INT8:
       return {1, ReduceSlots<int8_t>};
     case INT32:
@@ -553,10 +546,15 @@ Type TypeOf(C_DataType type) {
     case FLOAT32:
       return {4, ReduceSlots<float>};
     case FLOAT64:
-      return {8, ReduceSlots<double>};
+      return {8, nullptr};
     default:
       return {0, nullptr};
   }
+}
+
+// HCCL has no average, and no product of bfloat16.
+bool CanReduce(C_DataType type, C_CCLReduceOp op) {
+  return TypeOf(type).reduce && op != AVG && !(op == PRODUCT && type == BFLOAT16);
 }
 
 struct Buffers {
@@ -604,11 +602,9 @@ C_Status CommName(C_CCLComm comm, char* name) {
   return C_SUCCESS;
 }
 
-bool CanReduce(C_DataType type, C_CCLReduceOp op) { return TypeOf(type).size && op != AVG; }
-
 C_Status Reduce(void* send, void* receive, size_t count, C_DataType type, C_CCLReduceOp op, size_t root,
                 C_CCLComm comm, C_Stream stream) {
-  if (!CanReduce(type, op)) return Refuse("no such reduction (HCCL has no average)", send, count);
+  if (!CanReduce(type, op)) return Refuse("HCCL has no such reduction", send, count);
   auto* all = CommunicatorOf(comm);
   const bool receives = root >= all->ranks() || root == all->rank();
   const size_t bytes = count * TypeOf(type).size;
@@ -627,7 +623,7 @@ C_Status AllReduce(void* send, void* receive, size_t count, C_DataType type, C_C
 C_Status Broadcast(void* buffer, size_t count, C_DataType type, size_t root, C_CCLComm comm, C_Stream stream) {
   auto* all = CommunicatorOf(comm);
   const size_t bytes = count * TypeOf(type).size;
-  if (!bytes) return Refuse("no such type in a broadcast", buffer, count);
+  if (!bytes) return Refuse("HCCL broadcasts no such type", buffer, count);
   return Collective(stream, buffer, bytes, buffer, bytes, [=](Buffers buffers) {
     return all->Exchange(buffers.send, bytes, [=](size_t offset, size_t part) {
       std::memcpy(buffers.receive + offset, all->Slot(root), part);
@@ -638,7 +634,7 @@ C_Status Broadcast(void* buffer, size_t count, C_DataType type, size_t root, C_C
 C_Status AllGather(void* send, void* receive, size_t count, C_DataType type, C_CCLComm comm, C_Stream stream) {
   auto* all = CommunicatorOf(comm);
   const size_t bytes = count * TypeOf(type).size;
-  if (!bytes) return Refuse("no such type in an all-gather", send, count);
+  if (!bytes) return Refuse("HCCL gathers no such type", send, count);
   return Collective(stream, send, bytes, receive, bytes * all->ranks(), [=](Buffers buffers) {
     return all->Exchange(buffers.send, bytes, [=](size_t offset, size_t part) {
       for (size_t rank = 0; rank < all->ranks(); ++rank) {
@@ -650,7 +646,7 @@ C_Status AllGather(void* send, void* receive, size_t count, C_DataType type, C_C
 
 C_Status ReduceScatter(void* send, void* receive, size_t count, C_DataType type, C_CCLReduceOp op, C_CCLComm comm,
                        C_Stream stream) {
-  if (!CanReduce(type, op)) return Refuse("no such reduction (HCCL has no average)", send, count);
+  if (!CanReduce(type, op)) return Refuse("HCCL has no such reduction", send, count);
   auto* all = CommunicatorOf(comm);
   const size_t bytes = count * TypeOf(type).size, total = bytes * all->ranks();
   return Collective(stream, send, total, receive, bytes, [=](Buffers buffers) {
@@ -683,6 +679,16 @@ void AnswerWhatIsSupported(Interface&, long) {}
 }  // namespace
 
 extern "C" {
+
+// Of a kernel on the device: its memory, as the device itself sees it, or nullptr.
+char* test_device_bytes(int device, const void* pointer, size_t size) {
+  return Bytes(device, pointer, size);
+}
+
+// A copy between two devices, or the host (-1): 0 if it was done.
+int test_device_copy(int to, void* target, int from, const void* source, size_t size) {
+  return Copy(Now, to, target, from, source, size);
+}
 
 void test_device_counters(uint64_t* values) { std::copy(counters, counters + kCounters, values); }
 
@@ -730,29 +736,27 @@ void InitPlugin(CustomRuntimeParams* params) {
   };
   device.device_min_chunk_size = [](const C_Device, size_t* size) { return *size = kAlignment, C_SUCCESS; };
 
-  device.memory_copy_h2d = [](const C_Device device, void* target, const void* source, size_t size) {
-    return HostToDevice(device->id, Now, target, source, size);
+  device.memory_copy_h2d = [](const C_Device to, void* target, const void* source, size_t size) {
+    return Copy(Now, to->id, target, kHost, source, size);
   };
-  device.memory_copy_d2h = [](const C_Device device, void* target, const void* source, size_t size) {
-    return DeviceToHost(device->id, Now, target, source, size);
+  device.memory_copy_d2h = [](const C_Device from, void* target, const void* source, size_t size) {
+    return Copy(Now, kHost, target, from->id, source, size);
   };
-  device.memory_copy_d2d = [](const C_Device device, void* target, const void* source, size_t size) {
-    return DeviceToDevice(device->id, device->id, Now, target, source, size);
+  device.memory_copy_d2d = [](const C_Device on, void* target, const void* source, size_t size) {
+    return Copy(Now, on->id, target, on->id, source, size);
   };
   device.memory_copy_p2p = [](const C_Device to, const C_Device from, void* target, const void* source, size_t size) {
-    return DeviceToDevice(to->id, from->id, Now, target, source, size);
+    return Copy(Now, to->id, target, from->id, source, size);
   };
-  device.async_memory_copy_h2d = [](const C_Device device, C_Stream stream, void* target, const void* source,
-                                    size_t size) { return HostToDevice(device->id, On(stream), target, source, size); };
-  device.async_memory_copy_d2h = [](const C_Device device, C_Stream stream, void* target, const void* source,
-                                    size_t size) { return DeviceToHost(device->id, On(stream), target, source, size); };
-  device.async_memory_copy_d2d = [](const C_Device device, C_Stream stream, void* target, const void* source,
-                                    size_t size) {
-    return DeviceToDevice(device->id, device->id, On(stream), target, source, size);
-  };
+  device.async_memory_copy_h2d = [](const C_Device to, C_Stream stream, void* target, const void* source,
+                                    size_t size) { return Copy(On(stream), to->id, target, kHost, source, size); };
+  device.async_memory_copy_d2h = [](const C_Device from, C_Stream stream, void* target, const void* source,
+                                    size_t size) { return Copy(On(stream), kHost, target, from->id, source, size); };
+  device.async_memory_copy_d2d = [](const C_Device on, C_Stream stream, void* target, const void* source,
+                                    size_t size) { return Copy(On(stream), on->id, target, on->id, source, size); };
   device.async_memory_copy_p2p = [](const C_Device to, const C_Device from, C_Stream stream, void* target,
                                     const void* source, size_t size) {
-    return DeviceToDevice(to->id, from->id, On(stream), target, source, size);
+    return Copy(On(stream), to->id, target, from->id, source, size);
   };
 
   device.xccl_get_comm_name = CommName;

@@ -21,7 +21,6 @@
 #include "paddle/phi/core/dense_tensor.h"
 #include "paddle/phi/core/kernel_factory.h"
 #include "paddle/phi/core/kernel_utils.h"
-#include "paddle/phi/core/tensor_utils.h"
 #include "paddle/phi/kernels/activation_grad_kernel.h"
 #include "paddle/phi/kernels/activation_kernel.h"
 #include "paddle/phi/kernels/adamw_kernel.h"
@@ -43,6 +42,8 @@
 #include "paddle/phi/kernels/matmul_kernel.h"
 #include "paddle/phi/kernels/softmax_grad_kernel.h"
 #include "paddle/phi/kernels/softmax_kernel.h"
+
+extern "C" char* test_device_bytes(int device, const void* pointer, size_t size);  // device.cc
 
 namespace {
 
@@ -75,19 +76,27 @@ DenseTensor Rounded(const DenseTensor& tensor, DataType type) {
                                    : Converted<float, phi::dtype::bfloat16>(tensor);
 }
 
+bool IsOnCpu(const phi::DeviceContext& context) { return context.GetPlace().GetType() == phi::AllocationType::CPU; }
+
+// What a kernel on the device reads and writes: no copy between host and device.
+void* BytesOnDevice(const phi::DeviceContext& context, const DenseTensor& tensor, size_t size) {
+  context.Wait();
+  return test_device_bytes(context.GetPlace().GetDeviceId(), tensor.data(), size);
+}
+
 // On the CPU and in float32. Where the memory was freed, zeros: the kernel reads, but does not use it.
-DenseTensor ForCpu(const DenseTensor& tensor) {
-  if (tensor.capacity() < tensor.numel() * phi::SizeOf(tensor.dtype())) {
-    DenseTensor zeros;
-    zeros.Resize(tensor.dims());
-    std::memset(Cpu().Alloc<float>(&zeros), 0, tensor.numel() * sizeof(float));
-    return zeros;
-  }
+DenseTensor ForCpu(const DenseTensor& tensor, const phi::DeviceContext& context) {
+  const size_t size = tensor.numel() * phi::SizeOf(tensor.dtype());
   DenseTensor here;
-  if (tensor.place().GetType() != phi::AllocationType::CPU) {
-    phi::Copy(*phi::DeviceContextPool::Instance().Get(tensor.place()), tensor, phi::CPUPlace(), true, &here);
-  } else {
+  here.Resize(tensor.dims());
+  if (tensor.capacity() < size) {
+    std::memset(Cpu().Alloc<float>(&here), 0, tensor.numel() * sizeof(float));
+    return here;
+  }
+  if (IsOnCpu(context)) {
     here = tensor;
+  } else if (size) {
+    std::memcpy(Cpu().Alloc(&here, tensor.dtype()), BytesOnDevice(context, tensor, size), size);
   }
   return IsHalf(here.dtype()) ? Widened(here) : here;
 }
@@ -104,7 +113,7 @@ struct Argument {
 template <>
 struct Argument<const DenseTensor&> {
   DenseTensor value;
-  Argument(const DenseTensor& given, const phi::DeviceContext&) : value(ForCpu(given)) {}
+  Argument(const DenseTensor& given, const phi::DeviceContext& context) : value(ForCpu(given, context)) {}
   const DenseTensor& get() { return value; }
   void Finish() {}
 };
@@ -112,8 +121,8 @@ struct Argument<const DenseTensor&> {
 template <>
 struct Argument<const paddle::optional<DenseTensor>&> {
   paddle::optional<DenseTensor> value;
-  Argument(const paddle::optional<DenseTensor>& given, const phi::DeviceContext&) {
-    if (given) value = ForCpu(*given);
+  Argument(const paddle::optional<DenseTensor>& given, const phi::DeviceContext& context) {
+    if (given) value = ForCpu(*given, context);
   }
   const paddle::optional<DenseTensor>& get() { return value; }
   void Finish() {}
@@ -123,8 +132,8 @@ template <>
 struct Argument<const std::vector<const DenseTensor*>&> {
   std::vector<DenseTensor> tensors;
   std::vector<const DenseTensor*> value;
-  Argument(const std::vector<const DenseTensor*>& given, const phi::DeviceContext&) {
-    for (auto* tensor : given) tensors.push_back(ForCpu(*tensor));
+  Argument(const std::vector<const DenseTensor*>& given, const phi::DeviceContext& context) {
+    for (auto* tensor : given) tensors.push_back(ForCpu(*tensor, context));
     for (auto& tensor : tensors) value.push_back(&tensor);
   }
   const std::vector<const DenseTensor*>& get() { return value; }
@@ -143,21 +152,17 @@ struct Argument<DenseTensor*> {
     if (given) value.Resize(given->dims());
   }
 
-  bool OnCpu() const { return context.GetPlace().GetType() == phi::AllocationType::CPU; }
-  bool Direct() const { return OnCpu() && !IsHalf(type); }
+  bool Direct() const { return IsOnCpu(context) && !IsHalf(type); }
 
   DenseTensor* get() { return !target || Direct() ? target : &value; }
 
   void Finish() {
     if (!target || Direct() || !value.initialized()) return;
     DenseTensor result = IsHalf(type) ? Rounded(value, type) : value;
-    if (OnCpu()) {
-      target->Resize(result.dims());
-      context.Alloc(target, type);
-      std::memcpy(target->data(), result.data(), result.numel() * phi::SizeOf(type));
-    } else {
-      phi::Copy(context, result, context.GetPlace(), true, target);
-    }
+    const size_t size = result.numel() * phi::SizeOf(type);
+    target->Resize(result.dims());
+    context.Alloc(target, type);
+    if (size) std::memcpy(IsOnCpu(context) ? target->data() : BytesOnDevice(context, *target, size), result.data(), size);
   }
 };
 

@@ -17,9 +17,7 @@ DEVICE = os.environ.get("TEST_DEVICE_TYPE", "npu")  # the name that tests give t
 # In the order of `enum Counter` in device.cc.
 COUNTERS = (
     "host_to_device",
-    "host_to_device_bytes",
     "device_to_host",
-    "device_to_host_bytes",
     "device_to_device",
     "allocations",
     "collectives",

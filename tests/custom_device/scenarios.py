@@ -3,10 +3,7 @@
 The last line of the output is what the function NAME returns, as JSON.
 """
 
-import contextlib
-import io
 import json
-import re
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -17,15 +14,18 @@ prepare_paddle()
 
 import numpy as np  # noqa: E402
 import paddle  # noqa: E402
+from copy_log import recording  # noqa: E402
 from plugin import ROOT, counters  # noqa: E402
 from tiny_ascend import tiny_overrides, write_data  # noqa: E402
 from tiny_run import json_lines, tiny_config, tiny_run, tiny_trainer  # noqa: E402
 
 from passl_xcit.engine import builder, preflight  # noqa: E402
+from passl_xcit.hooks.hook import Hook  # noqa: E402
 from passl_xcit.modeling.checkpoint_formats import read_file  # noqa: E402
 from passl_xcit.modeling.weights import load_weights  # noqa: E402
 from passl_xcit.utils.config import load_config, parse_override  # noqa: E402
 from passl_xcit.utils.device import select_device  # noqa: E402
+from passl_xcit.utils.dist import init_parallel  # noqa: E402
 from passl_xcit.utils.errors import ConfigError  # noqa: E402
 from passl_xcit.utils.kernels import recorded_calls  # noqa: E402
 
@@ -94,19 +94,6 @@ def whole_and_resumed(folder, *overrides):
     }
 
 
-def operators(folder, *overrides):
-    """{operator: how often the third training step called it in [float16, bfloat16, float32, other types]}."""
-    trainer = tiny_trainer_on_device(folder, *overrides)
-    batches = iter(trainer.train_loader)
-    for _ in range(2):
-        trainer.train_step(*next(batches))
-    table = io.StringIO()
-    with contextlib.redirect_stdout(table), paddle.amp.debugging.collect_operator_stats():
-        trainer.train_step(*next(batches))
-    rows = re.findall(r"^ +(\w+) +\| +(\d+) +\| +(\d+) +\| +(\d+) +\| +(\d+)", table.getvalue(), re.MULTILINE)
-    return {name: [int(count) for count in counts] for name, *counts in rows}
-
-
 def calls_of_config(config, folder):
     """What a training of an `_ascend` config ran, with its evaluations and moving averages: {operator: its types}."""
     overrides = [*tiny_overrides(config), f"output_dir={folder}/out"]
@@ -141,56 +128,92 @@ def foreseen_and_run(folder, device, *overrides):
 
 
 def collectives(folder):
-    """What each collective operation makes of 300,000 numbers (more than a slot holds) of each process."""
+    """What each collective operation makes of 300,000 numbers (more than a slot holds) of each process.
+
+    A file of arrays for each process; `refused` names the sums and so on that the device does not make.
+    """
     import paddle.distributed as dist
 
     dist.init_parallel_env()
-    rank, found = dist.get_rank(), {}
-    for dtype in ("float32", "float64", "float16", "bfloat16", "int32", "int64"):
+    rank, found, refused = dist.get_rank(), {}, []
+    for dtype in ("float32", "float64", "float16", "bfloat16", "int32", "int64", "uint8"):
         mine = paddle.to_tensor(np.arange(300_000) % 7 + 10 * rank + 1).astype(dtype)
         for name in ("SUM", "MAX", "MIN", "PROD"):
             tensor = mine.clone()
-            dist.all_reduce(tensor, op=getattr(dist.ReduceOp, name))
-            found[f"{dtype} all_reduce {name}"] = tensor
-        tensor = mine.clone()
-        dist.broadcast(tensor, src=1)
-        found[f"{dtype} broadcast"] = tensor
+            try:
+                dist.all_reduce(tensor, op=getattr(dist.ReduceOp, name))
+                found[f"{dtype} all_reduce {name}"] = tensor
+            except OSError:
+                refused.append(f"{dtype} {name}")
+        found[f"{dtype} broadcast"] = mine.clone()
+        dist.broadcast(found[f"{dtype} broadcast"], src=1)
         # Into one tensor: for a list of them, Paddle 3.3.1 takes the result apart before it is there.
-        gathered = paddle.zeros([600_000], dtype=dtype)
-        dist.stream.all_gather(gathered, mine)
-        found[f"{dtype} all_gather"] = gathered
-        part = paddle.zeros([150_000], dtype=dtype)
-        dist.reduce_scatter(part, [mine[:150_000], mine[150_000:]])
-        found[f"{dtype} reduce_scatter"] = part
+        found[f"{dtype} all_gather"] = paddle.zeros([600_000], dtype=dtype)
+        dist.stream.all_gather(found[f"{dtype} all_gather"], mine)
+    part = paddle.zeros([150_000])
+    mine = mine.astype("float32")
+    dist.reduce_scatter(part, [mine[:150_000], mine[150_000:]])
     dist.barrier()
     arrays = {name: tensor.astype("float64").numpy() for name, tensor in found.items()}
-    np.savez(Path(folder) / f"rank{rank}.npz", **arrays)
+    np.savez(Path(folder) / f"rank{rank}.npz", **arrays, **{"float32 reduce_scatter": part.numpy()}, refused=refused)
 
 
-def steady_steps(folder, device, *overrides):
-    """What the device counted in the third and in the fourth training step, and how often Python read a tensor."""
+def copies_of_operators(device):
+    """The kernels and copies of single operators."""
+    select_device(device)
+    image, matrix = paddle.ones([2, 4, 4, 4]), paddle.ones([4, 4])
+    convolution, norm = paddle.nn.Conv2D(4, 2, 1, bias_attr=False), paddle.nn.LayerNorm(4)
+    calls = {
+        "matmul": lambda: paddle.matmul(matrix, matrix),
+        "conv2d": lambda: convolution(image),
+        "layer_norm": lambda: norm(matrix),  # scale and bias; mean and variance
+        "concat": lambda: paddle.concat([matrix, matrix, matrix]),
+        "split": lambda: paddle.split(matrix, [1, 3]),
+        "uniform": lambda: paddle.rand([2]),
+        "add": lambda: matrix + matrix,
+        "full": lambda: paddle.full([3], 2.0),
+        "reshape": lambda: matrix.reshape([16]),
+        "item": lambda: matrix.sum().item(),
+        "to_tensor": lambda: paddle.to_tensor(np.ones(5, "float32")),
+    }
+    with recording() as since_last:
+        return {name: [call(), since_last().as_dict()][1] for name, call in calls.items()}
+
+
+class CopiesOfIterations(Hook):
+    """Notes the copies of each iteration: what comes after the last hook of the one before, up to its own last hook."""
+
+    priority = 100
+
+    def __init__(self, since_last):
+        super().__init__()
+        self.since_last, self.found = since_last, []
+
+    def train_iter_end(self, trainer):
+        self.found.append(self.since_last())
+
+
+def iterations(folder, device, *overrides):
+    """The kernels and copies of each iteration of a training, and of an evaluation after it."""
+    with recording() as since_last:
+        hook = CopiesOfIterations(since_last)
+        trainer = tiny_trainer_on_device(folder, device, *overrides, hooks=[hook])
+        trainer.train()
+        since_last()
+        trainer.evaluate()
+        return [copies.as_dict() for copies in [*hook.found, since_last()]]
+
+
+def calls_of_step(folder, device, *overrides):
+    """The kernels of the third training step, as the project's own record has them: lists of the values of a Call."""
     trainer = tiny_trainer_on_device(folder, device, *overrides)
-    batches = [next(iter(trainer.train_loader)) for _ in range(4)]
-    reads = []
-    for name in ("item", "numpy", "tolist", "__float__", "__int__", "__bool__"):
-        _note_calls(paddle.Tensor, name, reads)
-    found = []
-    for images, targets in batches:
-        before, read = counters(), len(reads)
-        trainer.train_step(images, targets)
-        found.append({name: count - before[name] for name, count in counters().items()})
-        found[-1]["reads"] = reads[read:]
-    return found[2:]
-
-
-def _note_calls(owner, name, calls):
-    original = getattr(owner, name)
-
-    def noting(*arguments, **options):
-        calls.append(name)
-        return original(*arguments, **options)
-
-    setattr(owner, name, noting)
+    batches = iter(trainer.train_loader)
+    for _ in range(2):
+        trainer.train_step(*next(batches))
+    batch = next(batches)
+    with recorded_calls() as calls:
+        trainer.train_step(*batch)
+    return calls
 
 
 def bfloat16_error(folder, device):
@@ -201,9 +224,10 @@ def bfloat16_error(folder, device):
         return str(error)
 
 
-def tiny_trainer_on_device(folder, device, *overrides):
+def tiny_trainer_on_device(folder, device, *overrides, **options):
     select_device(device)
-    return tiny_trainer(Path(folder), f"device={device}", *overrides)
+    init_parallel()
+    return tiny_trainer(Path(folder), f"device={device}", *overrides, **options)
 
 
 def touch_device_memory(device):

@@ -7,7 +7,7 @@ import paddle
 import pytest
 from paddle import nn
 
-from passl_xcit.modeling.layers import DropPath, Mlp, init_transformer_, parameter_filled
+from passl_xcit.modeling.layers import DropPath, Mlp, constant, init_transformer_, parameter_filled
 
 ONES = paddle.ones([2000, 3, 2])
 
@@ -39,6 +39,15 @@ def test_draws_come_from_the_frameworks_seed():
         return DropPath(0.5)(ONES).numpy().tobytes()
 
     assert drop(1) == drop(1) != drop(2)
+
+
+def test_samples_are_kept_as_paddles_bernoulli_keeps_them():
+    """Which Ascend does not have."""
+    paddle.seed(3)
+    dropped = DropPath(0.3)(ONES)[:, 0, 0]
+    paddle.seed(3)
+    kept = paddle.bernoulli(paddle.full([2000], 0.7))
+    np.testing.assert_array_equal(dropped.numpy(), (kept / 0.7).numpy())
 
 
 def test_gradients_pass_through_kept_samples_only():
@@ -131,3 +140,17 @@ def test_a_filled_parameter_is_trainable():
     layer.gamma = parameter_filled(layer, [2, 3], 0.5)
     assert [name for name, _ in layer.named_parameters()] == ["gamma"]
     assert (layer.gamma == 0.5).all() and layer.gamma.shape == [2, 3] and not layer.gamma.stop_gradient
+
+
+def test_a_constant_is_made_once_for_each_type_and_argument():
+    made = []
+
+    def ramp(length):
+        made.append(length)
+        return np.arange(length)
+
+    tensors = [constant(ramp, length, dtype=dtype) for length in (2, 3) for dtype in ("float32", "float16")]
+    assert constant(ramp, 2, dtype="float32") is tensors[0] and made == [2, 2, 3, 3]
+    assert [str(tensor.dtype) for tensor in tensors] == ["paddle.float32", "paddle.float16"] * 2
+    np.testing.assert_array_equal(tensors[2].numpy(), [0, 1, 2])
+    assert all(tensor.stop_gradient for tensor in tensors)

@@ -35,6 +35,7 @@ def test_the_cpu_has_the_kernels_that_it_runs():
         ("abs", {"float32", "bfloat16", "float16", "float64", "int64"}),
         ("bitwise_and", {"bool", "uint8", "int8", "int16", "int32", "int64"}),
         ("one_hot", {"int32", "int64"}),
+        ("less_than", {"bool", "int16", "int32", "int64", "float32", "float16", "float64"}),
         ("batch_norm", {"float32", "float64", "float16"}),
     ],
 )

@@ -9,7 +9,6 @@ h heads, d = C / h channels of a head, p patch size.
 """
 
 import math
-from functools import lru_cache
 from typing import Optional
 
 import numpy as np
@@ -25,6 +24,7 @@ from passl_xcit.modeling.layers import (
     QkvAttention,
     attend,
     check_rates,
+    constant,
     init_transformer_,
     parameter_filled,
     recomputed,
@@ -68,23 +68,19 @@ class PositionalEncodingFourier(nn.Layer):
         """-> [N, C]"""
         weight = self.token_projection.weight.flatten(1)  # [C, 2 * hidden_dim]
         if isinstance(height, int):
-            waves = paddle.to_tensor(_fourier_waves(height, width, self.hidden_dim, self.temperature), weight.dtype)
+            waves = constant(_fourier_waves, height, width, self.hidden_dim, self.temperature, dtype=weight.dtype)
         else:  # an exported program for images of any size
             waves = _traced_waves(height, width, self.hidden_dim, self.temperature).astype(weight.dtype)
         return paddle.matmul(waves, weight, transpose_y=True) + self.token_projection.bias
 
 
-@lru_cache(maxsize=32)
 def _fourier_waves(height, width, hidden_dim, temperature):
-    """float32 [N, 2 * hidden_dim]: the waves of the row, then those of the column.
-
-    Kept as a NumPy array: a tensor kept from one call belongs to no later graph.
-    """
+    """[N, 2 * hidden_dim]: the waves of the row, then those of the column."""
     rows = _axis_waves(height, hidden_dim, temperature)[:, None]  # [H, 1, hidden_dim]
     columns = _axis_waves(width, hidden_dim, temperature)[None, :]  # [1, W, hidden_dim]
     grid = (height, width, hidden_dim)
     waves = np.concatenate([np.broadcast_to(rows, grid), np.broadcast_to(columns, grid)], axis=2)
-    return waves.reshape(height * width, 2 * hidden_dim).astype("float32")
+    return waves.reshape(height * width, 2 * hidden_dim)
 
 
 def _axis_waves(length, hidden_dim, temperature):
@@ -157,7 +153,7 @@ class XCA(nn.Layer):
         """[B, C, C] -> [B, h, d, d]: the blocks on the diagonal, each head with itself."""
         h = self.num_heads
         d = gram.shape[1] // h
-        same_head = paddle.eye(h, dtype=gram.dtype).reshape([h, 1, h, 1])
+        same_head = constant(np.eye, h, dtype=gram.dtype).reshape([h, 1, h, 1])
         return (gram.reshape([-1, h, d, h, d]) * same_head).sum(axis=3)
 
     def _column_norms(self, x):
