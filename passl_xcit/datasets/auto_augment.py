@@ -194,6 +194,8 @@ class AutoAugment:
         mean: colour of pixels moved in from outside, 0 to 255; three values, or one for grey images.
     """
 
+    draws = True
+
     def __init__(
         self,
         config_str: str,

@@ -1,5 +1,6 @@
 """ImageNet-style data: a folder a class, or a list file with a label a line."""
 
+import contextlib
 import errno
 import os
 import stat
@@ -207,6 +208,28 @@ def open_image(path):
         raise _refusal(path, error) from error
 
 
+def as_rgb(image, name):
+    """A PIL image of any mode as `open_image` gives that of a file; raises as it does, with `name`."""
+    try:
+        with _quiet():
+            return _to_rgb(image)
+    except (BadImage, *UNREADABLE) as error:
+        raise _refusal(name, error) from error
+
+
+def images_in(folder):
+    """Paths of the images below `folder`, at any depth, sorted; names that begin with a dot are left out.
+
+    Raises:
+        DataError: there is no such folder, a folder in it cannot be read, or it holds no image.
+    """
+    below = [Path(path) for path in _images_below(Path(folder), os.curdir)]
+    found = sorted(path for path in below if not any(part.startswith(".") for part in path.parts))
+    if not found:
+        raise DataError(f"{shown(folder)}: no image in this folder ({', '.join(EXTENSIONS)})")
+    return [os.path.join(folder, path) for path in found]
+
+
 def _check_file(path):
     """Raise BadImage or OSError unless `path` is a file with content; waits for no pipe."""
     info = os.stat(path)
@@ -219,12 +242,16 @@ def _check_file(path):
 
 
 def _decode(path):
+    with _quiet(), Image.open(path, formats=FORMATS) as image:
+        return _to_rgb(image)
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Pillow warns of EXIF, which nobody reads here, and of sizes above a limit that is higher than ours."""
     with warnings.catch_warnings():
-        # Pillow warns of EXIF, which nobody reads here, and of sizes above a limit that is higher than ours.
         warnings.simplefilter("ignore")
-        with Image.open(path, formats=FORMATS) as image:
-            _check_pixels(image)
-            return _to_rgb(image)
+        yield
 
 
 def _refusal(path, error):
@@ -242,6 +269,7 @@ def _check_pixels(image):
 
 
 def _to_rgb(image):
+    _check_pixels(image)
     if image.mode.startswith("I;16") or image.mode == "I":  # Pillow would clip 16-bit grey at 255
         image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype("uint8"))
     return image.convert("RGB")

@@ -2,8 +2,8 @@
 
 A transform is called as `transform(image, rng)` and returns the new image; the one it was given stays as it
 was. `image` is a PIL image of mode RGB or L until `Transpose` makes it a [C, H, W] uint8 array, and float32
-after `Normalize`. `rng` is a numpy.random.Generator which gives every random number; transforms that draw
-nothing ignore it. Constructors raise ValueError for values out of range.
+after `Normalize`. `rng` is a numpy.random.Generator which gives every random number; transforms that draw say so
+(`draws = True`), the others ignore it. Constructors raise ValueError for values out of range.
 """
 
 import math
@@ -12,6 +12,7 @@ from typing import Optional, Sequence, Union
 import numpy as np
 from PIL import Image, ImageOps
 
+from passl_xcit.datasets.imagenet import MAX_PIXELS
 from passl_xcit.utils.errors import ConfigError, DataError
 from passl_xcit.utils.registry import TRANSFORMS
 
@@ -85,6 +86,9 @@ class Resize:
     def __call__(self, image, rng):
         require_pil(image, self)
         height, width = self._target(image)
+        if height * width > MAX_PIXELS:  # a strip of 1 x 1,000,000 pixels would become one of 224 x 224,000,000
+            have = f"an image of {image.width} x {image.height} pixels"
+            raise DataError(f"{have} would become one of {width} x {height}; more than 64 million are refused")
         return image.resize((width, height), self.filter)
 
     def _target(self, image):
@@ -127,6 +131,8 @@ class RandomCrop:
         DataError: when called, if the padded image is smaller than `size`.
     """
 
+    draws = True
+
     def __init__(self, size: Union[int, Sequence[int]], padding: int = 0, fill: int = 0):
         require(padding >= 0, "padding", padding, "a number of pixels, 0 or more")
         require(0 <= fill <= 255, "fill", fill, "a pixel value from 0 to 255")
@@ -157,6 +163,8 @@ class RandomResizedCrop:
         ratio: smallest and largest width / height of the part.
         interpolation: nearest, bilinear, bicubic, lanczos, box or hamming.
     """
+
+    draws = True
 
     def __init__(
         self,
@@ -202,6 +210,8 @@ class RandomResizedCrop:
 
 class RandomHorizontalFlip:
     """Mirror the image left to right with probability `prob`."""
+
+    draws = True
 
     def __init__(self, prob: float = 0.5):
         require_probability("prob", prob)
@@ -266,6 +276,7 @@ class RandomErasing:
             default.
     """
 
+    draws = True
     MODES = ("const", "rand", "pixel")
 
     def __init__(

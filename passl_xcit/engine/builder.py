@@ -24,6 +24,7 @@ from passl_xcit.engine.gradients import NonFiniteGuard
 from passl_xcit.engine.mixed_precision import PRECISION, float32, warn_of_cpu
 from passl_xcit.engine.run_settings import run_settings
 from passl_xcit.engine.trainer import Trainer, with_sync_batch_norm
+from passl_xcit.engine.weight_entries import describe
 from passl_xcit.hooks import (  # noqa: F401
     checkpoint_hook,
     early_stop_hook,
@@ -249,6 +250,7 @@ def build_trainer(cfg, model):
         precision=precision,
         guard=guard,
         settings=run_settings(cfg, model, train_loader.dataset),
+        description=describe(cfg, model),
     )
 
 

@@ -75,6 +75,7 @@ def _weight_file(trainer, weights):
         "class_names": None if names is None else list(names),
         "paddle": paddle.__version__,
         MATHS: dict(trainer.model.backbone.maths),
+        **trainer.description,
     }
 
 

@@ -13,6 +13,7 @@ from passl_xcit.engine.gradients import set_aside_diagnoses
 from passl_xcit.engine.run_lock import run_lock
 from passl_xcit.engine.run_record import write_run_record
 from passl_xcit.engine.run_summary import log_summary
+from passl_xcit.engine.weight_entries import warn_of_other_preprocess
 from passl_xcit.hooks.checkpoint_hook import CheckpointHook
 from passl_xcit.modeling.factory import is_address, local_file
 from passl_xcit.modeling.weights import load_weights
@@ -58,6 +59,7 @@ def run(config_file, overrides=(), load=None, resume_from=None, evaluate_only=Fa
     if evaluate_only:
         evaluator = builder.build_evaluator(cfg, model, explain_chance=bool(load))
         builder.check_class_order(model, evaluator.loader.dataset)
+        warn_of_other_preprocess(cfg, model, load)
         return evaluator.evaluate()
     return _train(cfg, model, resume_from)
 

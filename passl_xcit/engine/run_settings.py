@@ -59,6 +59,12 @@ def _with_length(schedule, epochs):
     return schedule
 
 
+def transforms_difference(old, new):
+    """(dotted path, old value, new value) of the first argument in which two lists of transforms differ; else None."""
+    old, new = (_comparable({"transforms": nodes}) for nodes in (old, new))
+    return None if old == new else _first_difference(old, new)
+
+
 def first_difference(old, new):
     """(dotted path, old value, new value) of the first place where two texts of `run_settings` differ; else None.
 

@@ -69,6 +69,7 @@ class Trainer:
         precision: a MixedPrecision; float32 by default.
         guard: a NonFiniteGuard.
         settings: JSON text, what else has to be the same for a checkpoint to be resumed.
+        description: entries with which a weight file says what it is, see `weight_entries.describe`.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Trainer:
         precision=None,
         guard=None,
         settings="{}",
+        description=None,
     ):
         self.model, self.train_loader = model, train_loader
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
@@ -94,7 +96,7 @@ class Trainer:
         out_dirs = [hook.out_dir for hook in hooks if isinstance(hook, CheckpointHook) and hook.out_dir]
         self.checkpoint_dir = Path(out_dirs[0]) if out_dirs else self.output_dir
         self.precision, self.guard = precision or mixed_precision.float32(), guard or NonFiniteGuard()
-        self.settings = settings
+        self.settings, self.description = settings, description or {}
         self.hooks = sorted(hooks, key=lambda hook: hook.priority)
         self.evaluator = evaluator
         self.state = TrainState()

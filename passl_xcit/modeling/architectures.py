@@ -44,7 +44,8 @@ class Classification(nn.Layer):
                 f"in_channels of the head is {head.in_channels}, "
                 f"but the backbone gives {self.backbone.num_features} features"
             )
-        self.class_names = None  # what the classes of loaded weights are called, where their file says so
+        # What the file of loaded weights says of them: the classes' names, and how images are preprocessed.
+        self.class_names, self.preprocess = None, None
         self.freeze = tuple(freeze or ())
         for part in self._frozen_parts():
             freeze_(part)

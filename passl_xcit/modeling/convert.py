@@ -6,7 +6,7 @@ from typing import NamedTuple, Optional
 from passl_xcit.modeling.checkpoint_formats import write_weights
 from passl_xcit.modeling.identify import looks_like
 from passl_xcit.modeling.name_maps import Recognised, written_as
-from passl_xcit.modeling.state_dict import CLASS_NAMES, COUNTERS, MATHS
+from passl_xcit.modeling.state_dict import CLASS_NAMES, COUNTERS, MATHS, MODEL_CONFIG, PREPROCESS
 from passl_xcit.modeling.weights import maths_of, read_weights, require_output
 from passl_xcit.utils.errors import CheckpointError
 from passl_xcit.utils.refusals import short
@@ -47,6 +47,7 @@ def convert_weights(source, output, to, ema=False):
     maths = maths_of(found)
     if to == "paddle":
         said = {MATHS: maths, COUNTERS: found.counters, CLASS_NAMES: found.class_names}
+        said.update({PREPROCESS: found.preprocess, MODEL_CONFIG: found.model_config})
         beside = {key: value for key, value in said.items() if value}
         write_weights(output, {**found.arrays, **beside})
         return Converted(looks_like(found.arrays), found.dialect, len(found.arrays))

@@ -150,13 +150,22 @@ def local_file(weights):
     return cached_download(str(weights), sha256=known[0].sha256 if known else "")
 
 
+def weights_file(weights):
+    """`weights`, a path, an address or the name of published weights, as a path; what is not here is downloaded.
+
+    Raises:
+        CheckpointError: they cannot be had.
+    """
+    entry = None if os.path.exists(weights) else find(str(weights))
+    return _download(entry) if entry else local_file(weights)
+
+
 def _load_pretrained(wrapper):
     for name, weights in wrapper.pretrained.items():
         is_student = name == wrapper.infer_model_key
         model = wrapper.student if is_student else wrapper.teacher
         if weights:
-            entry = None if os.path.exists(weights) else find(weights)
-            load_weights(model, _download(entry) if entry else local_file(weights), adapt=is_student)
+            load_weights(model, weights_file(weights), adapt=is_student)
         elif not is_student:
             logger.warning(f"{name} has no entry in pretrained_list: an untrained teacher teaches noise")
 

@@ -8,10 +8,11 @@ from passl_xcit.utils.errors import CheckpointError
 CONTAINERS = ("model", "state_dict")  # of facebookresearch, DeiT and PaddleViT; of PASSL, mmpretrain and timm
 EMA_CONTAINERS = ("model_ema", "state_dict_ema", "ema_state_dict")
 EMA_PREFIX = "ema."  # MindCV's moving averages stand beside the weights
-# What our own converted files say of themselves beside the weights, and Paddle's table {structured name: automatic
-# name}, which `paddle.save` adds to every state dict.
+# What our own files say of themselves beside the weights, and Paddle's table {structured name: automatic name}, which
+# `paddle.save` adds to every state dict. `model` would be a container.
 MATHS, COUNTERS, CLASS_NAMES = "maths", "num_batches_tracked", "class_names"
-_NOT_WEIGHTS = ("StructuredToParameterName@@", MATHS, COUNTERS, CLASS_NAMES)
+MODEL_CONFIG, PREPROCESS = "model_config", "preprocess"
+_NOT_WEIGHTS = ("StructuredToParameterName@@", MATHS, COUNTERS, CLASS_NAMES, MODEL_CONFIG, PREPROCESS)
 
 
 def read_checkpoint(path):

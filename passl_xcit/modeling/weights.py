@@ -14,7 +14,7 @@ from passl_xcit.modeling.backbones.xcit import XCiT
 from passl_xcit.modeling.checkpoint_formats import read_file, write_file
 from passl_xcit.modeling.identify import looks_like
 from passl_xcit.modeling.name_maps import recognise
-from passl_xcit.modeling.state_dict import CLASS_NAMES, COUNTERS, MATHS, state_dict_of
+from passl_xcit.modeling.state_dict import CLASS_NAMES, COUNTERS, MATHS, MODEL_CONFIG, PREPROCESS, state_dict_of
 from passl_xcit.utils.errors import CheckpointError
 from passl_xcit.utils.logger import TRAINER, get_logger
 from passl_xcit.utils.refusals import short
@@ -25,7 +25,11 @@ logger = get_logger(TRAINER)
 
 
 class FileWeights(NamedTuple):
-    """Weights of a file under our names; `dialect` is None where no known model was recognised."""
+    """Weights of a file under our names; `dialect` is None where no known model was recognised.
+
+    `model_config` (the model's node in a config) and `preprocess` (a `Preprocess` as a dict) are what the file says,
+    unchecked; None where it says nothing.
+    """
 
     arrays: dict
     family: str = None
@@ -33,6 +37,8 @@ class FileWeights(NamedTuple):
     counters: dict = {}
     maths: dict = {}
     class_names: list = None
+    model_config: object = None
+    preprocess: object = None
 
 
 def read_weights(path, ema=False):
@@ -50,10 +56,10 @@ def read_weights(path, ema=False):
     maths, counters = (tree.get(key, {}) for key in (MATHS, COUNTERS))
     if not all(isinstance(part, dict) and all(isinstance(key, str) for key in part) for part in (maths, counters)):
         raise CheckpointError(f"{path}: what it says of its own weights (maths, num_batches_tracked) is damaged")
-    names = _class_names(tree, path)
+    said = (maths, _class_names(tree, path), _mapping(tree, MODEL_CONFIG, path), _mapping(tree, PREPROCESS, path))
     if known is None:
-        return FileWeights(arrays, maths=maths, class_names=names)
-    return FileWeights(known.weights, known.family, known.dialect, {**counters, **known.counters}, maths, names)
+        return FileWeights(arrays, None, None, {}, *said)
+    return FileWeights(known.weights, known.family, known.dialect, {**counters, **known.counters}, *said)
 
 
 def _class_names(tree, path):
@@ -63,12 +69,18 @@ def _class_names(tree, path):
     raise CheckpointError(f"{path}: its class_names are no list of names")
 
 
+def _mapping(tree, key, path):
+    if not isinstance(tree.get(key), (dict, type(None))):
+        raise CheckpointError(f"{path}: its {key} is no mapping")
+    return tree.get(key)
+
+
 def load_weights(model, path, adapt=False, ema=False):
     """Read the weight file or training checkpoint `path` into `model`.
 
     Files of PASSL, facebookresearch and IBM, timm, mmpretrain and MindCV are known by their content. Where a MindCV
     file needs other maths than the paper's (see `backbone.MATHS`), the model is switched to them. Where the file says
-    what its classes are called, the model's `class_names` are these.
+    what its classes are called, the model's `class_names` are these; what it says of preprocessing is `preprocess`.
 
     Args:
         model: a `Classification`, or any Layer whose names the file has; of a distillation the student is loaded.
@@ -81,8 +93,12 @@ def load_weights(model, path, adapt=False, ema=False):
     Raises:
         CheckpointError: if the file cannot be read, or names or shapes differ; the model is then unchanged.
     """
+    put_weights(model, read_weights(path, ema), path, adapt)
+
+
+def put_weights(model, found, path, adapt=False):
+    """`load_weights` of what `read_weights` found in `path`."""
     model = getattr(model, "student", model)
-    found = read_weights(path, ema)
     arrays = _without_backbone_prefix(found.arrays, model)
     arrays, lines = adapted(arrays, model) if adapt else (arrays, [])
     values = _fitting_values(model, arrays, path)
@@ -90,6 +106,7 @@ def load_weights(model, path, adapt=False, ema=False):
     _assign(model, values)
     if found.class_names and len(found.class_names) == getattr(model, "num_classes", None) and not lines:
         model.class_names = found.class_names
+    model.preprocess = found.preprocess
     for line in lines:
         logger.info(f"{path}: {line}")
 
@@ -137,7 +154,8 @@ def extract_weights(checkpoint, output, prefix="", remove_prefix=False, ema=Fals
     if not chosen:
         raise CheckpointError(f"{checkpoint}: no name begins with '{start}'; the first is {short(next(iter(arrays)))}")
     named = {name[len(start) :] if remove_prefix else name: array for name, array in chosen.items()}
-    write_file(output, {**named, **{key: tree[key] for key in (MATHS, CLASS_NAMES) if tree.get(key)}})
+    kept = (MATHS, CLASS_NAMES, PREPROCESS) if prefix else (MATHS, CLASS_NAMES, PREPROCESS, MODEL_CONFIG)
+    write_file(output, {**named, **{key: tree[key] for key in kept if tree.get(key) is not None}})
     return len(chosen)
 
 

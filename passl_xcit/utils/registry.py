@@ -164,11 +164,11 @@ class Registry:
         return self[name].build(arguments, path, runtime)
 
     def filled(self, node):
-        """`node` with every default written out; what is no node of this registry comes back as it is."""
+        """`node` with every default written out, its name first; what is no node of this registry comes back as is."""
         name = node.get("name", self.default) if isinstance(node, dict) else None
         if not isinstance(name, str) or name not in self:
             return node
-        return {**self._schemas[name].filled(node), "name": name}
+        return {"name": name, **self._schemas[name].filled(node)}
 
     def _split(self, node, path):
         if not isinstance(node, dict):
