@@ -27,6 +27,8 @@ setup(
         "visualdl>=2.5.3",
         "protobuf>=3.20.2",
         "matplotlib>=3.7",
+        "psutil>=5.9",
+        "packaging>=22.0",
     ],
     extras_require={
         "npu": ["paddle-custom-npu"],
@@ -40,6 +42,7 @@ setup(
             "passl-xcit-train = passl_xcit_tools.train:console",
             "passl-xcit-validate = passl_xcit_tools.validate:console",
             "passl-xcit-convert-weights = passl_xcit_tools.convert_weights:console",
+            "passl-xcit-doctor = passl_xcit_tools.doctor:console",
         ]
     },
 )

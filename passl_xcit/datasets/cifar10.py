@@ -96,6 +96,17 @@ def read_split(root, split):
     return np.ascontiguousarray(images), np.concatenate(labels), CLASS_NAMES
 
 
+def holds_batches(root):
+    """Whether `root` is a file, as an archive is, or a folder with a batch of an unpacked one."""
+    names = [f"{folder}/{name}{ending}" for folder, ending, _ in FORMS for names in BATCHES.values() for name in names]
+    return root.is_file() or any(place.exists() for name in names for place in _places(root, name))
+
+
+def _places(root, path):
+    """Where the batch `path` of an archive may lie in the folder `root`."""
+    return root / path, root / path.split("/")[1]
+
+
 def _read_images(folder):
     paths, labels, names = scan_folders(folder)
     images = np.empty([len(paths), SIDE, SIDE, 3], "uint8")
@@ -111,7 +122,7 @@ def _from_folder(root, readers):
     """{path in the archive: batch} of those that lie in `root`, or in the folder of that name in it."""
     batches = {}
     for path, read in readers.items():
-        for file in (root / path, root / path.split("/")[1]):
+        for file in _places(root, path):
             if file.exists():
                 batches[path] = read(_read_file(file), str(file))
     return batches

@@ -174,11 +174,19 @@ def bad_files(root, paths):
     """
     bad, root = [], os.path.join(root, "")
     for path in tqdm(paths, desc="checking", unit="file", leave=False, disable=None):
-        try:
-            _check_file(root + path)
-        except (BadImage, OSError) as error:
-            bad.append(str(_refusal(path, error)))
+        verdict = file_verdict(root + path)
+        if verdict != "ok":
+            bad.append(f"{shown(path)}: {verdict}")
     return bad
+
+
+def file_verdict(path):
+    """ "ok", or why the file `path` cannot be an image; it is looked up, not opened."""
+    try:
+        _check_file(path)
+    except (BadImage, OSError) as error:
+        return _without_path(path, _refusal(path, error))
+    return "ok"
 
 
 def image_verdict(path):
@@ -186,8 +194,12 @@ def image_verdict(path):
     try:
         open_image(path)
     except DataError as error:
-        return str(error)[len(f"{shown(path)}: ") :]
+        return _without_path(path, error)
     return "ok"
+
+
+def _without_path(path, error):
+    return str(error)[len(f"{shown(path)}: ") :]
 
 
 def open_image(path):

@@ -137,6 +137,11 @@ def _need(cfg, path):
             raise ConfigError(f"'{path}' is needed {'to evaluate' if path.endswith('val') else 'to train'}", path)
 
 
+def takes_classes_of_data(cfg):
+    """Whether the model of `cfg` has `num_classes: auto` somewhere."""
+    return any(_auto_counts(cfg["model"], "model"))
+
+
 def with_class_count(cfg, count):
     """`cfg` with this number wherever its model has `num_classes: auto`."""
     paths = _auto_counts(cfg.get("model"), "model")
@@ -154,7 +159,7 @@ def _auto_counts(node, path):
 
 def with_classes_of_data(cfg, split):
     """`cfg` with the number of classes of the data set of `split` wherever its model has `num_classes: auto`."""
-    if not any(_auto_counts(cfg["model"], "model")):
+    if not takes_classes_of_data(cfg):
         return cfg
     node = {**cfg["dataloader"][split]["dataset"], "transforms": None, "batch_transforms": None}
     with cfg.errors_name_files():

@@ -19,7 +19,7 @@ from passl_xcit.modeling.factory import is_address, local_file
 from passl_xcit.modeling.weights import load_weights
 from passl_xcit.utils import dist
 from passl_xcit.utils.config import load_config
-from passl_xcit.utils.device import current_place, devices_of, is_custom, select_device
+from passl_xcit.utils.device import current_place, default_device, devices_of, is_custom, select_device
 from passl_xcit.utils.errors import CheckpointError, ConfigError
 from passl_xcit.utils.logger import TRAINER, get_logger, log_to_folder, setup_logger
 
@@ -46,7 +46,7 @@ def run(config_file, overrides=(), load=None, resume_from=None, evaluate_only=Fa
     setup_logger(dist.rank())
     get_logger().info(f"Configs: {cfg}")
     with cfg.errors_name_files():
-        _select_device(cfg.get("device") or ("gpu" if paddle.device.is_compiled_with_cuda() else "cpu"))
+        _select_device(cfg.get("device") or default_device())
     dist.init_parallel()
     logger.info(f"train with paddle {paddle.__version__} on {current_place()} device")
     model = builder.build_model(cfg, training=not evaluate_only)

@@ -19,7 +19,7 @@ import paddle
 from passl_xcit.engine import builder
 from passl_xcit.hooks.ema_hook import EMAHook
 from passl_xcit.utils.device import check_device, is_custom
-from passl_xcit.utils.errors import ConfigError
+from passl_xcit.utils.errors import UserError
 from passl_xcit.utils.kernels import (
     kernel_name,
     kernels_of,
@@ -77,7 +77,8 @@ def preflight(cfg, device):
         device: such as `npu`.
 
     Raises:
-        ConfigError: for a config that cannot be run, and for a Paddle that does not log its kernels.
+        ConfigError: for a config that cannot be run.
+        UserError: this Paddle does not log its kernels.
     """
     kernels, found = kernels_for(device), defaultdict(set)
     for part, calls in calls_of(cfg, kernels).items():
@@ -87,7 +88,7 @@ def preflight(cfg, device):
     return sorted(rows, key=lambda row: (-VERDICTS.index(row.verdict), row.operator, row.dtype))
 
 
-def _on_noise(cfg):
+def on_noise(cfg):
     """The config with a few images of noise in place of its data, and without files of weights."""
     data, batch = cfg["dataloader"], 2 * cfg.get("accum_steps", 1)
     for split in data.values():
@@ -149,7 +150,7 @@ class Half:
 
 def calls_of(cfg, kernels):
     """{part: {(operator, type)}} that the config runs on a device with these Kernels."""
-    cfg = _on_noise(builder.with_class_count(cfg, 1000))
+    cfg = on_noise(builder.with_class_count(cfg, 1000))
     with tempfile.TemporaryDirectory() as folder, _no_log(), _on_cpu():
         model = builder.build_model(cfg)
         trainer = builder.build_trainer(cfg.with_values(output_dir=folder, checkpoint=None), model)
@@ -160,7 +161,7 @@ def calls_of(cfg, kernels):
             calls[EVALUATION] = _of_evaluation(evaluator, trainer.precision, half)
             calls[EXPORT] = _of_export(model, next(iter(evaluator.loader))[0])
     if not calls[TRAINING]:
-        raise ConfigError("this Paddle logs no kernels; if GLOG_minloglevel is set, unset it")
+        raise UserError("this Paddle logs no kernels; if GLOG_minloglevel is set, unset it")
     return calls
 
 

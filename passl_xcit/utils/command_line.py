@@ -1,6 +1,9 @@
 """What the command lines of the tools have in common."""
 
 import argparse
+import contextlib
+import os
+import sys
 from pathlib import Path
 
 from passl_xcit.utils.config import Override, load_config, parse_override
@@ -62,3 +65,17 @@ def _dataroot(cfg, split, data_dir):
         raise ConfigError(f"--data_dir {data_dir}: there is no such folder{' or archive' if whole else ''}")
     folder = data_dir if whole else str(Path(data_dir) / split)
     return Override(f"dataloader.{split}.dataset.dataroot", folder, "--data_dir")
+
+
+@contextlib.contextmanager
+def stdout_kept_clean():
+    """Inside, what is printed goes to standard error, also what libraries print that are not Python's."""
+    sys.stdout.flush()
+    before = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(before, 1)
+        os.close(before)

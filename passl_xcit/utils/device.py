@@ -35,6 +35,11 @@ def select_device(name):
         _avoid_strided_views(_kind_of(name))
 
 
+def default_device():
+    """Where a run goes whose config names no device."""
+    return "gpu" if paddle.device.is_compiled_with_cuda() else "cpu"
+
+
 def check_device(name):
     """Raise ConfigError unless `name` is a device, such as 'cpu' or 'gpu:1', that this Paddle can run on."""
     kind = _kind_of(name)

@@ -9,7 +9,7 @@ from passl_xcit.engine import preflight as module
 from passl_xcit.engine.preflight import FALLS_BACK, MISSING, NATIVE, Kernels, preflight
 from passl_xcit.utils.config import load_config, parse_override
 from passl_xcit.utils.device import available_kinds
-from passl_xcit.utils.errors import ConfigError
+from passl_xcit.utils.errors import ConfigError, UserError
 from passl_xcit.utils.kernels import kernels_of, kernels_of_ascend
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -114,5 +114,5 @@ def test_a_device_that_nobody_knows_is_refused():
 
 def test_a_paddle_that_logs_no_kernels_is_named(monkeypatch):
     monkeypatch.setattr(module, "_of_training", lambda trainer, half: set())
-    with pytest.raises(ConfigError, match="this Paddle logs no kernels; if GLOG_minloglevel is set, unset it"):
+    with pytest.raises(UserError, match="this Paddle logs no kernels; if GLOG_minloglevel is set, unset it"):
         rows_of(DEMO, *ONE_BLOCK)
