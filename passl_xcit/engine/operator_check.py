@@ -31,14 +31,11 @@ def check_operators(cfg, device):
         raise
     except UserError as error:
         return Section("operators", [Finding(device, "not looked up", "warning", str(error))])
-    findings = [_those(rows, *kind) for kind in KINDS]
-    asked = "Ascend's, by the table of this project" if _is_by_table(device) else f"those of {device}"
-    findings.insert(0, Finding("kernels", asked))
-    return Section("operators", findings, _operator_table(rows), {"rows": [row._asdict() for row in rows]})
-
-
-def _is_by_table(device):
-    return device.startswith("npu") and not is_custom(device)
+    by_table = device.startswith("npu") and not is_custom(device)
+    kernels = Finding("kernels", "Ascend's, by the table of this project" if by_table else f"those of {device}")
+    findings = [kernels, *(_those(rows, *kind) for kind in KINDS)]
+    table = None if device == "cpu" else _operator_table(rows)  # what ran there has a kernel there
+    return Section("operators", findings, table, {"rows": [row._asdict() for row in rows]})
 
 
 def _those(rows, kind, verdict, advice):

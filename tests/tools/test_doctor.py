@@ -147,6 +147,13 @@ def test_a_config_is_checked_and_its_data_looked_for(run, config, tmp_path):
 
 
 @pytest.mark.usefixtures("without_operators")
+def test_a_model_of_as_many_classes_as_the_data_has_fits_any_data(run, config, tmp_path):
+    code, output, _ = run("-c", config, "--data", tmp_path, "-o", "model.head.num_classes=auto", "--json")
+    model = findings(output)["config"]["model"]["value"]
+    assert code == 0 and model.endswith("parameters, as many classes as the data set")
+
+
+@pytest.mark.usefixtures("without_operators")
 def test_a_data_set_of_other_classes_than_the_configs_model_is_an_error(run, config, tmp_path):
     code, output, _ = run("-c", config, "--data", tmp_path, "-o", "model.head.num_classes=5", "--json")
     assert code == 1 and findings(output)["data"]["val model"]["verdict"] == "error"
@@ -169,6 +176,11 @@ def test_a_kernel_that_is_missing_is_an_error_and_one_that_the_cpu_has_a_warning
     cpu = {name: types for name, types in kernels.cpu.items() if name != "topk"}
     monkeypatch.setattr(preflight, "kernels_for", lambda name: preflight.Kernels(device, cpu))
     code, page, _ = run("-c", config)
+    assert code == 1 and "operator  " not in page
+    monkeypatch.setattr("passl_xcit.engine.operator_check.kernels_for", preflight.kernels_for)
+    monkeypatch.setattr(system_check, "check_device", lambda name: None)
+    monkeypatch.setattr(system_check, "PROBE", "")
+    code, page, _ = run("-c", config, "--device", "npu")
     assert code == 1
     assert re.search(r"\n  topk +float32 +training, evaluation +missing\n  gelu +float32 +.*falls back to CPU\n", page)
     summary = " ".join(page[page.rindex("\n\n") :].split())
