@@ -4,36 +4,69 @@ Letters: h heads, d channels of a head, N tokens, H x W token grid, C channels.
 """
 
 import math
+from pathlib import Path
 
 import numpy as np
 import paddle
 from PIL import Image
 
+from passl_xcit.datasets.imagenet import open_image
 from passl_xcit.datasets.transforms import Normalize, Transpose
 from passl_xcit.engine.pictures import new_figure, save_figure
 from passl_xcit.modeling.attention import channel_maps, class_maps
+from passl_xcit.modeling.backbones.xcit import XCiT
 from passl_xcit.utils.errors import ConfigError
 
 HEAT = "inferno"
 PANEL = 2.1  # inches
 LAYERS_SHOWN = 4
+PAGES = ("class_attention", "channel_attention", "features")
 
 
 def fitted(image, patch_size, short_side=None):
-    """The image, RGB, with both sides whole multiples of a model's patches; its proportions are kept as far as may be.
+    """The image with both sides whole multiples of a model's patches; its proportions are kept as far as may be.
 
     Args:
         short_side: pixels to which the shorter side is scaled; None keeps the size.
     """
     scale = 1.0 if short_side is None else short_side / min(image.size)
     sides = [max(1, round(length * scale / patch_size)) * patch_size for length in image.size]
-    image = image.convert("RGB")
     return image if list(image.size) == sides else image.resize(sides, Image.Resampling.BICUBIC)
 
 
 def as_batch(image, mean, std):
     """A PIL image -> float32 tensor [1, C, height, width], normalised as an evaluation does it."""
     return paddle.to_tensor(Normalize(mean, std)(Transpose()(image, None), None)[None])
+
+
+def draw_pages(model, preprocess, path, folder, short_side=None):
+    """Draw what there is to see of an image into `folder`: the paths of the pages.
+
+    Args:
+        model: an XCiT or CrossViT with its head.
+        preprocess: a Preprocess, whose mode, mean and std are taken; the image is not cropped.
+        path: of the image.
+        short_side: see `fitted`.
+
+    Raises:
+        BadImage: the image cannot be used.
+        ConfigError: the model has nothing to show, or the folder cannot be written.
+    """
+    backbone, folder = model.backbone, Path(folder)
+    is_xcit = isinstance(backbone, XCiT)
+    picture = fitted(open_image(path).convert(preprocess.mode), backbone.patch_size if is_xcit else 1, short_side)
+    said = preprocess.summary()
+    batch = as_batch(picture, said["mean"], said["std"])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output_dir {folder}: cannot be made: {error.strerror}") from error
+    pages = [folder / f"{Path(path).stem}_{page}.png" for page in PAGES[: 3 if is_xcit else 1]]
+    draw_class_attention(model, picture, batch, pages[0])
+    if is_xcit:
+        draw_channel_attention(model, batch, pages[1])
+        draw_features(model, picture, batch, pages[2])
+    return pages
 
 
 def draw_class_attention(model, image, batch, output):
@@ -102,7 +135,7 @@ def draw_features(model, image, batch, output, stages=None):
     _show_image(axes[0][0], image, "image")
     for axis, stage in zip(axes[0][1:], stages):
         colours, explained = principal_colours(_patches(model, batch, stage, image))
-        axis.imshow(colours, interpolation="nearest", extent=(0, image.width, image.height, 0))
+        axis.imshow(colours, interpolation="nearest", extent=_edges(image))
         axis.set_title(f"{stage}\n{100 * explained:.0f} % of the variance", fontsize=7)
         axis.set_axis_off()
     save_figure(figure, output)
@@ -149,16 +182,20 @@ def principal_colours(features):
     return colours.reshape(*features.shape[:2], 3), explained
 
 
+def _edges(image):
+    """Left, right, bottom and top of a panel in pixels of the image, so that patches lie where they belong."""
+    return 0, image.width, image.height, 0
+
+
 def _show_image(axis, image, title):
-    axis.imshow(image)
+    axis.imshow(image, cmap="gray" if image.mode == "L" else None)
     axis.set_title(title, fontsize=7)
     axis.set_axis_off()
 
 
 def _overlay(axis, image, heat, most):
     """`heat` [H, W] over a grey image; 0 to `most` are the ends of the colours."""
-    axis.imshow(image.convert("L"), cmap="gray", vmin=0, vmax=255)
-    extent = (0, image.width, image.height, 0)
-    shown = axis.imshow(heat, cmap=HEAT, vmin=0, vmax=most, alpha=0.6, extent=extent, interpolation="nearest")
+    axis.imshow(image.convert("L"), cmap="gray", vmin=0, vmax=255, extent=_edges(image))
+    shown = axis.imshow(heat, cmap=HEAT, vmin=0, vmax=most, alpha=0.6, extent=_edges(image), interpolation="nearest")
     axis.set_axis_off()
     return shown
