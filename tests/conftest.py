@@ -15,9 +15,20 @@ from PIL import Image  # noqa: E402
 from passl_xcit.modeling.architectures import Classification  # noqa: E402
 from passl_xcit.modeling.backbones.xcit import XCiT  # noqa: E402
 from passl_xcit.modeling.heads import SwinTransformerClsHead  # noqa: E402
+from passl_xcit.utils.logger import get_logger  # noqa: E402
 
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
+
+
+@pytest.fixture(autouse=True)
+def no_log_outlives_its_test():
+    """Its handlers hold a standard output that pytest closes, and files of the test's folder."""
+    yield
+    root = get_logger()
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+        handler.close()
 
 
 @pytest.fixture

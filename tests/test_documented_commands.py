@@ -3,14 +3,11 @@
 import importlib
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
 PAGES = sorted([*ROOT.glob("README*.md"), *ROOT.glob("docs/*.md"), ROOT / "weights" / "README.md"])
 OURS = ("configs", "docs", "notebooks", "passl_xcit", "tests", "tools", "weights")  # folders whose files are committed
 

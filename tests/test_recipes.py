@@ -7,15 +7,11 @@ Sources: facebookresearch/xcit (main.py, README, issue 19), PASSL v1.x (configs/
 import dataclasses
 import fnmatch
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import paddle
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 import recipe_table
 from tiny_run import write_images
 

@@ -1,14 +1,10 @@
 """The test device, built once, and scenarios on it in processes of their own."""
 
 import json
-import sys
 from pathlib import Path
 
+import plugin
 import pytest
-
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
-
-import plugin  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -10,11 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from bad_images import FILES, KINDS, NOISE, chunk, deflated_zeros, gif, pixels, png
+from PIL import Image
 from tiny_run import ROOT
 
 from passl_xcit.datasets import dataloader, dataset, imagenet

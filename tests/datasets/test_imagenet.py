@@ -1,18 +1,13 @@
 """Folders, list files and images as users really have them."""
 
 import os
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from bad_images import KINDS, NOISE, encoded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from bad_images import KINDS, NOISE, encoded
 
 from passl_xcit.datasets import imagenet
 from passl_xcit.datasets.dataset import check_labels

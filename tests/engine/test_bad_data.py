@@ -2,15 +2,11 @@
 
 import os
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from tiny_run import Stop, json_lines, start, tiny_config, tiny_dict, tiny_file, tiny_run, tiny_trainer, write_images
 
 from passl_xcit.datasets import dataloader

@@ -1,15 +1,10 @@
 """A config is read strictly and completely before anything of it is built, and built as it says."""
 
 import re
-import sys
-from pathlib import Path
 
 import paddle
 import pytest
 import yaml
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from tiny_run import tiny_config, tiny_dict, tiny_file, tiny_trainer
 
 from passl_xcit.engine import builder

@@ -1,17 +1,11 @@
 """A chance-level accuracy is told apart, and what speaks for each of its usual causes is said."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import paddle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from tiny_run import tiny_config
 
 from passl_xcit import create_model

@@ -6,16 +6,11 @@ import json
 import os
 import shutil
 import signal
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import paddle
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from tiny_run import json_lines, start, tiny_file, tiny_run, tiny_trainer
 
 from passl_xcit.engine.checkpoint import (

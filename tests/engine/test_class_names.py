@@ -1,12 +1,6 @@
 """Weights know what their classes are called, and so notice data that means others by the same labels."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from tiny_run import tiny_config, tiny_run
 
 from passl_xcit.engine import builder

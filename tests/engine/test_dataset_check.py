@@ -3,16 +3,12 @@
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from bad_images import FILES
 from cifar10_files import members, write_archive, write_folder
+from PIL import Image
 from tiny_run import write_images
 
 from passl_xcit.engine import dataset_check

@@ -1,13 +1,7 @@
 """The same seed gives the same run: again, with other workers, with other threads, in another process."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from tiny_run import json_lines, start, tiny_file, tiny_run
 
 from passl_xcit.datasets import dataloader

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import socket
-import sys
 import threading
 import time
 from pathlib import Path
@@ -13,10 +12,6 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
 from faults import WAITING
 from tiny_run import TRAIN, json_lines, start, tiny_file, tiny_run, tiny_trainer
 

@@ -1,15 +1,9 @@
 """Every sample counts once, on any number of processes, and the printed numbers are the counts."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import paddle
 import pytest
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from tiny_run import tiny_config, write_images
 
 from passl_xcit.engine import builder, evaluator

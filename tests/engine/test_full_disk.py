@@ -3,13 +3,7 @@
 The disk is full for a file of `LIMIT` bytes (RLIMIT_FSIZE): the logs are that long already, checkpoints are shorter.
 """
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from tiny_run import start, tiny_file, tiny_run
 
 from passl_xcit.modeling.checkpoint_formats import read_file

@@ -3,17 +3,12 @@
 import json
 import math
 import re
-import sys
-from pathlib import Path
 
 import numpy as np
 import paddle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from tiny_run import json_lines, tiny_run, tiny_trainer
 
 from passl_xcit.engine import gradients

@@ -3,14 +3,9 @@
 import json
 import random
 import signal
-import sys
 import time
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from tiny_run import json_lines, tiny_dict, tiny_file
 
 pytestmark = pytest.mark.slow

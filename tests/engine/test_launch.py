@@ -3,14 +3,9 @@
 import os
 import re
 import shutil
-import sys
-from pathlib import Path
 
 import paddle
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from tiny_run import tiny_config, tiny_file, tiny_run
 
 from passl_xcit.datasets.imagenet import ImageNet

@@ -3,13 +3,8 @@
 import os
 import re
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from tiny_run import tiny_config, tiny_run, tiny_trainer
 
 from passl_xcit.engine import builder

@@ -1,14 +1,8 @@
 """`use_amp` and `AMP`: what a config may say. What half precision computes is for a device that has it."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import paddle
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from tiny_run import tiny_run, tiny_trainer
 
 from passl_xcit.engine import mixed_precision

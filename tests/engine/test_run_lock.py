@@ -2,12 +2,8 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from tiny_run import ROOT, tiny_run, tiny_trainer
 
 from passl_xcit.engine.run_lock import run_lock

@@ -8,15 +8,11 @@ import shlex
 import shutil
 import sys
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 
 import numpy as np
 import paddle
 import PIL
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from tiny_run import ROOT, TRAIN, tiny_config, tiny_file, tiny_run
 
 import passl_xcit

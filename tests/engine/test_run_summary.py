@@ -1,14 +1,10 @@
 """What a run says last: its best and last accuracy, how long it took, where its files are."""
 
 import re
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from tiny_run import Stop, tiny_run, tiny_trainer
 
 from passl_xcit.engine.run_summary import summary

@@ -2,15 +2,9 @@
 
 import re
 import signal
-import sys
 import time
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
 from faults import WAITING
 from tiny_run import tiny_file
 

@@ -1,15 +1,10 @@
 """A run learns, counts what it does, and goes on after a stop as if there had been none."""
 
 import signal
-import sys
-from pathlib import Path
 
 import numpy as np
 import paddle
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from tiny_run import ROOT, Stop, json_lines, tiny_file, tiny_run, tiny_trainer
 
 from passl_xcit.datasets import demo_fashion_mnist

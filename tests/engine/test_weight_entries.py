@@ -1,13 +1,7 @@
 """Weight files say which model they are and how images are preprocessed; what strangers write there is checked."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from tiny_run import tiny_config, tiny_dict, tiny_run
 from weight_file_checks import bounds
 

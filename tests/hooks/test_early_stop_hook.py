@@ -1,12 +1,6 @@
 """A training that no longer gets better ends, with all that the last epoch brings."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from tiny_run import tiny_run, tiny_trainer
 
 from passl_xcit.engine.evaluator import Evaluator

@@ -1,14 +1,9 @@
 """The moving average of the weights: its numbers, its evaluation, its file."""
 
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from tiny_run import json_lines, tiny_config, tiny_run, tiny_trainer
 
 from passl_xcit.engine import builder

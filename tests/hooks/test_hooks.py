@@ -3,17 +3,12 @@
 import contextlib
 import os
 import re
-import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from tiny_run import json_lines, tiny_run, tiny_trainer
 
 from passl_xcit.engine.checkpoint import link_checkpoint

@@ -2,13 +2,8 @@
 
 import json
 import re
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from tiny_run import ROOT, tiny_run
 
 TYPES = {"str": str, "int": int, "float": float}

@@ -1,14 +1,9 @@
 """The teacher's logits from a file give the training that the teacher itself gives."""
 
 import signal
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from tiny_run import tiny_run, tiny_trainer
 
 from passl_xcit.hooks.teacher_cache_hook import TeacherCacheHook

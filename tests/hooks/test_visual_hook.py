@@ -11,17 +11,13 @@ import sys
 import threading
 import time
 import urllib.request
-from pathlib import Path
 
 import numpy as np
 import paddle
 import pytest
 from PIL import Image
-from visualdl import LogReader
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from tiny_run import Stop, json_lines, tiny_run, tiny_trainer
+from visualdl import LogReader
 
 from passl_xcit.hooks.hook import Hook
 from passl_xcit.utils.errors import TrainingStopped

@@ -2,15 +2,11 @@
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
 import paddle
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from fill_by_name import fill_by_name, formula_images
 from reference_crossvit import crossvit_weights, reference_logits, reference_stages, with_small_tokens
 

@@ -1,17 +1,11 @@
 """A student learns from a frozen teacher, which nothing outside the wrapper sees."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import paddle
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from tiny_run import tiny_dict, tiny_run
 
 from passl_xcit.engine import builder, launch

@@ -14,20 +14,17 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import bad_server as bad
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from passl_xcit.modeling import download
+from passl_xcit.modeling.download import cache_folder, cached_download
+from passl_xcit.utils.errors import CheckpointError
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
-
-import bad_server as bad  # noqa: E402
-
-from passl_xcit.modeling import download  # noqa: E402
-from passl_xcit.modeling.download import cache_folder, cached_download  # noqa: E402
-from passl_xcit.utils.errors import CheckpointError  # noqa: E402
-
 BODY = np.random.default_rng(0).bytes(200_003)
 OTHER = np.random.default_rng(1).bytes(150_001)
 SHA256 = hashlib.sha256(BODY).hexdigest()

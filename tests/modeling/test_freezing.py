@@ -1,14 +1,8 @@
 """Parts of a model that are not trained: linear probing, and the official recipe's frozen patch embedding."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import paddle
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from tiny_run import tiny_trainer
 
 from passl_xcit.modeling import factory

@@ -1,15 +1,11 @@
 """The textbook RegNet computes what timm's computes, and the package's RegNet computes what the textbook says."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import paddle
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from fill_by_name import fill_by_name, formula_images
 from reference_regnet import from_timm, reference_stages, timm_name, timm_shape
 

@@ -1,18 +1,14 @@
 """The textbook XCiT computes what timm's computes, and the package's XCiT computes what the textbook says."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import paddle
 import pytest
+from fill_by_name import fill_by_name, fill_paddle, formula_images, paddle_layout, paddle_name
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from fill_by_name import fill_by_name, fill_paddle, formula_images, paddle_layout, paddle_name
 from reference_xcit import (
     as_tensor,
     below,

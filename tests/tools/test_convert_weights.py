@@ -2,20 +2,17 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 import paddle
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-import convert_weights
-
 from passl_xcit import CheckpointError, create_model, load_weights, read_checkpoint
 from passl_xcit.modeling.checkpoint_formats import read_file, write_file, write_weights
 from passl_xcit.modeling.convert import convert_weights as convert
 from passl_xcit.utils.errors import exit_with_one_line
+from tools import convert_weights
 
 ROOT = Path(__file__).parents[2]
 PEERS = json.loads((ROOT / "tests/golden/peer_names.json").read_text())

@@ -2,22 +2,15 @@
 
 import json
 import re
-import sys
-from pathlib import Path
 
 import pytest
 import yaml
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from tiny_run import ROOT, tiny_dict
-
-sys.path.insert(0, str(ROOT / "tools"))
-import doctor
+from tiny_run import tiny_dict
 
 from passl_xcit.engine import preflight, system_check
 from passl_xcit.utils.device import available_kinds
 from passl_xcit.utils.errors import UserError, exit_with_one_line
+from tools import doctor
 
 without_npu = pytest.mark.skipif("npu" in available_kinds(), reason="needs a Paddle without NPU")
 

@@ -3,17 +3,12 @@
 import json
 import math
 import statistics
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from tiny_run import ROOT, start, tiny_config, tiny_file, tiny_run
 
 from passl_xcit.engine.curves import learning_rates, mean_and_spread, read_curves, read_runs

@@ -1,12 +1,7 @@
 """tools/extract_weight.py takes weights out of training checkpoints."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from passl_xcit.modeling.checkpoint_formats import read_file, write_file
 from passl_xcit.utils.errors import CheckpointError

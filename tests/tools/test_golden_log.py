@@ -10,16 +10,12 @@ import os
 import pty
 import re
 import struct
-import sys
 import termios
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from tiny_run import start
 
 from passl_xcit.engine import builder

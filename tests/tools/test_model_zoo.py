@@ -3,12 +3,8 @@
 import dataclasses
 import json
 import re
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from passl_xcit.modeling.zoo import entries, find
 from passl_xcit.utils.errors import ConfigError

@@ -5,20 +5,13 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from tiny_run import ROOT, json_lines, start, tiny_file, tiny_run
-
-sys.path.insert(0, str(ROOT / "tools"))
-import train
+from tiny_run import json_lines, start, tiny_file, tiny_run
 
 from passl_xcit.utils.errors import ConfigError, exit_with_one_line
+from tools import train
 
 
 @pytest.fixture

@@ -3,20 +3,13 @@
 import functools
 import http.server
 import re
-import sys
 import threading
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from tiny_run import ROOT, tiny_file, tiny_run
-
-sys.path.insert(0, str(ROOT / "tools"))
-import validate
+from tiny_run import tiny_file, tiny_run
 
 from passl_xcit.utils.errors import exit_with_one_line
+from tools import validate
 
 
 @pytest.fixture(scope="module")
