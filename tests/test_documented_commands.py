@@ -13,9 +13,10 @@ OURS = ("configs", "docs", "notebooks", "passl_xcit", "tests", "tools", "weights
 
 
 def commands_of(text):
-    """[(tool, arguments)] of the lines `python tools/<tool>.py ...` of a page; lines that end in a backslash go on."""
+    """[(tool, arguments)] of the lines `python tools/<tool>.py ...` of a page, launched or not; a backslash goes on."""
     lines = re.sub(r"\|[\w|]+", "", re.sub(r"\\\n\s*", " ", text)).splitlines()  # of `a|b` the first
-    found = [re.match(r"\s*(?:\S*/)?python tools/(\w+)\.py\b(.*)", line) for line in lines]
+    launch = r"(?:-m paddle\.distributed\.launch (?:.+ )?)?"
+    found = [re.match(rf"\s*(?:\S*/)?python {launch}tools/(\w+)\.py\b(.*)", line) for line in lines]
     return [(match[1], shlex.split(match[2], comments=True)) for match in found if match]
 
 
@@ -45,5 +46,7 @@ def test_commands_and_files_are_found():
     command = "    .venv/bin/python tools/train.py -c a.yaml \\\n        --distribute True|False    # so"
     text = f"run\n\n{command}\nsee `tools/train.py`, outputs/x.png"
     assert commands_of(text) == [("train", ["-c", "a.yaml", "--distribute", "True"])]
+    launched = "python -m paddle.distributed.launch --devices 0,1 \\\n    tools/validate.py a.yaml b.pdparams"
+    assert commands_of(launched) == [("validate", ["a.yaml", "b.pdparams"])]
     assert paths_in(text) == ["tools/train.py"]
     assert sum(len(commands_of(page.read_text(encoding="utf-8"))) for page in PAGES) > 10

@@ -76,9 +76,9 @@ def accuracy(output):
     return float(re.search(r"Validate Epoch \[1\] acc1 \( *([\d.]+)\)", output).group(1))
 
 
-@pytest.mark.parametrize("config", [XCIT, CROSSVIT])
-def test_one_card_trains_and_evaluates(config, data, run, tmp_path):
-    more = tiny(config)
+@pytest.mark.parametrize("config, options", [(XCIT, ()), (CROSSVIT, ()), (XCIT, ("-o", "AMP.dtype=bfloat16"))])
+def test_one_card_trains_and_evaluates(config, options, data, run, tmp_path):
+    more = [*tiny(config), *options]
     command = f"tools/train.py --config {config} --data_dir {data} --distribute False"
     code, output = run(command, *more, "--output_dir", tmp_path)
     assert code == 0, output
