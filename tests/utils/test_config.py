@@ -232,6 +232,12 @@ def test_a_file_that_is_not_there_names_the_one_that_is_called_most_like_it(aske
     assert refusal(asked) == f"{asked}: the config cannot be read: No such file or directory{hint}"
 
 
+def test_the_config_that_mindcvs_page_names_and_mindcv_does_not_have_is_answered_with_the_one_there_is():
+    folder = Path(__file__).resolve().parents[2] / "configs" / "xcit"
+    message = refusal(folder / "xcit_tiny_12_p16_224_ascend.yaml")
+    assert message.endswith(f"No such file or directory; did you mean {folder / 'xcit_tiny_12_p16_ascend.yaml'}?")
+
+
 # _base_
 
 
