@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bad_images import FILES, KINDS, NOISE, chunk, deflated_zeros, gif, pixels, png
+from batches import arrays, assert_same_batches
 from PIL import Image
 from tiny_run import ROOT
 
@@ -293,17 +294,6 @@ def loader_of(dataset, workers=(0, True), position=(0, 0), batch_size=10, shuffl
 
 def skipping(folder, transforms=None, share=0.05, seed=0):
     return ImageNet(str(folder), transforms or [Record()], on_bad_image="skip", max_bad_share=share, seed=seed)
-
-
-def arrays(loader):
-    return [(images.numpy(), targets.numpy()) for images, targets in loader]
-
-
-def assert_same_batches(ours, theirs):
-    assert len(ours) == len(theirs)
-    for (images, targets), (other_images, other_targets) in zip(ours, theirs):
-        np.testing.assert_array_equal(images, other_images)
-        np.testing.assert_array_equal(targets, other_targets)
 
 
 def test_the_next_image_that_can_be_read_takes_the_place_with_its_label(folder):

@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+from batches import arrays, assert_same_batches
 from PIL import Image
 
 from passl_xcit.datasets import dataloader
@@ -49,17 +50,6 @@ def random_dataset(folder, seed=0):
     transforms = [RandomCrop(6, padding=2), RandomHorizontalFlip(), Transpose(), Normalize([9] * 3, [3] * 3)]
     mixup = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, mode="elem", num_classes=2)
     return ImageNet(folder, [*transforms, RandomErasing(0.5, mode="pixel")], [mixup], seed=seed)
-
-
-def arrays(loader):
-    return [(images.numpy(), targets.numpy()) for images, targets in loader]
-
-
-def assert_same_batches(ours, theirs):
-    assert len(ours) == len(theirs)
-    for (images, targets), (other_images, other_targets) in zip(ours, theirs):
-        np.testing.assert_array_equal(images, other_images)
-        np.testing.assert_array_equal(targets, other_targets)
 
 
 def refusal(loader, kind=DataError):
