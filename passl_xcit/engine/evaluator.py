@@ -5,6 +5,7 @@ from tqdm import tqdm
 
 from passl_xcit.engine.chance import Tally, is_chance
 from passl_xcit.metrics import TOPK, topk_correct
+from passl_xcit.utils.device import lack_of_memory_told
 from passl_xcit.utils.dist import is_main, sum_over_processes
 from passl_xcit.utils.errors import DataError
 from passl_xcit.utils.logger import TRAINER, get_logger
@@ -29,6 +30,7 @@ class Evaluator:
         self.model, self.loader = model, loader
         self.tally = Tally(model.num_classes) if explain_chance else None
 
+    @lack_of_memory_told()
     @paddle.no_grad()
     def evaluate(self, epoch=1, label="", interrupted=None):
         """Print PASSL's lines for `epoch` and return {"acc1": percent, "acc5": percent}.

@@ -19,13 +19,21 @@ from passl_xcit.modeling.factory import is_address, local_file
 from passl_xcit.modeling.weights import load_weights
 from passl_xcit.utils import dist
 from passl_xcit.utils.config import load_config
-from passl_xcit.utils.device import current_place, default_device, devices_of, is_custom, select_device
+from passl_xcit.utils.device import (
+    current_place,
+    default_device,
+    devices_of,
+    is_custom,
+    lack_of_memory_told,
+    select_device,
+)
 from passl_xcit.utils.errors import CheckpointError, ConfigError
 from passl_xcit.utils.logger import TRAINER, get_logger, log_to_folder, setup_logger
 
 logger = get_logger(TRAINER)
 
 
+@lack_of_memory_told()
 def run(config_file, overrides=(), load=None, resume_from=None, evaluate_only=False, distribute=None):
     """Train, or with `evaluate_only` evaluate, what `config_file` describes.
 

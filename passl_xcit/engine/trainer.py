@@ -22,7 +22,7 @@ from passl_xcit.hooks.checkpoint_hook import CheckpointHook
 from passl_xcit.hooks.hook import Hook, stages_of
 from passl_xcit.utils.device import has_sync_batch_norm
 from passl_xcit.utils.dist import copy_from_first, is_main, rank, world_size
-from passl_xcit.utils.errors import DataError, TrainingStopped
+from passl_xcit.utils.errors import DataError, DeviceError, TrainingStopped
 from passl_xcit.utils.logger import TRAINER, JsonLog, get_logger
 from passl_xcit.utils.seed import step_seed
 
@@ -190,9 +190,11 @@ class Trainer:
         self.state.epoch += 1
         try:
             self.call_hooks("train_epoch_end")
-        except (EvaluationStopped, DataError) as error:
+        except (EvaluationStopped, DataError, DeviceError) as error:
             self.state.epoch -= 1  # its end is still to come when the run is resumed
-            if isinstance(error, DataError) and world_size() == 1:  # others would wait for the one that has it
+            if (
+                not isinstance(error, EvaluationStopped) and world_size() == 1
+            ):  # others would wait for the one that has it
                 self.call_hooks("run_stopped")
             raise
 

@@ -1,11 +1,13 @@
 """Devices: choosing one, saying clearly why one cannot be had, asking what it can do."""
 
+import contextlib
 import os
+import re
 import sys
 
 import paddle
 
-from passl_xcit.utils.errors import ConfigError
+from passl_xcit.utils.errors import ConfigError, DeviceError
 from passl_xcit.utils.kernels import kernels_of, only_in_float32
 from passl_xcit.utils.logger import get_logger
 
@@ -13,6 +15,10 @@ logger = get_logger(__name__)
 
 # Variables that hide some of a machine's devices from a process.
 VISIBLE = {"gpu": "CUDA_VISIBLE_DEVICES", "npu": "ASCEND_RT_VISIBLE_DEVICES"}
+
+# What Paddle says then: of a GPU, of a plugin's device that answers C_FAILED (device_ext.h: "resource exhausted"), and
+# of a CPU.
+NO_MEMORY = re.compile(r"Out of memory|CustomDevice error, the error code is : 2\b|ResourceExhausted")
 
 
 def select_device(name):
@@ -112,6 +118,26 @@ def operators_without(dtype):
     """
     kind = _kind_of(paddle.get_device())
     return only_in_float32(dtype, kernels_of(kind), kernels_of("cpu")) if is_custom(kind) else set()
+
+
+@contextlib.contextmanager
+def lack_of_memory_told():
+    """Around what may need more memory than the device has; also a decorator.
+
+    Ascend's plugin ends the process itself, with its own message (RUNTIME_CHECK in its runtime.h).
+
+    Raises:
+        DeviceError: in place of Paddle's several exceptions, whose texts tell users of plugins nothing.
+    """
+    try:
+        yield
+    except (MemoryError, OSError) as error:
+        if not NO_MEMORY.search(str(error)):
+            raise
+        raise DeviceError(
+            f"not enough memory on {paddle.get_device()}: use a smaller batch_size, accum_steps, which computes a "
+            "batch in parts, or use_recompute"
+        ) from error
 
 
 def peak_memory():

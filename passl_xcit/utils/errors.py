@@ -29,6 +29,10 @@ class CheckpointError(UserError):
     """A weight file or checkpoint that cannot be read, or that does not fit the model."""
 
 
+class DeviceError(UserError):
+    """A device that cannot do what is asked of it, such as hold a batch."""
+
+
 class TrainingError(UserError):
     """A training that cannot go on, such as one whose loss is no longer a number."""
 

@@ -65,9 +65,18 @@ def written_counters(path):
     return [dict(zip(COUNTERS, map(int, line.split()))) for line in Path(path).read_text().splitlines()]
 
 
+def _library():
+    return ctypes.CDLL(str(Path(os.environ["CUSTOM_DEVICE_ROOT"]) / "libdevice.so"))
+
+
 def counters():
     """{name: number} of what the device has counted in this process so far."""
-    library = ctypes.CDLL(str(Path(os.environ["CUSTOM_DEVICE_ROOT"]) / "libdevice.so"))
     values = (ctypes.c_uint64 * len(COUNTERS))()
-    library.test_device_counters(values)
+    _library().test_device_counters(values)
     return dict(zip(COUNTERS, values))
+
+
+def copy(to, target, source_device, source, size):
+    """Ask the device for a copy of so many bytes between devices, or the host (-1), by addresses: 0 if it was made."""
+    arguments = ctypes.c_int(to), ctypes.c_void_p(target), ctypes.c_int(source_device), ctypes.c_void_p(source)
+    return _library().test_device_copy(*arguments, ctypes.c_size_t(size))

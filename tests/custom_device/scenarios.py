@@ -3,6 +3,7 @@
 The last line of the output is what the function NAME returns, as JSON.
 """
 
+import ctypes
 import json
 import sys
 from collections import defaultdict
@@ -15,7 +16,7 @@ prepare_paddle()
 import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 from copy_log import recording  # noqa: E402
-from plugin import ROOT, counters  # noqa: E402
+from plugin import ROOT, copy, counters  # noqa: E402
 from tiny_ascend import tiny_overrides, write_data  # noqa: E402
 from tiny_run import json_lines, tiny_config, tiny_run, tiny_trainer  # noqa: E402
 
@@ -232,20 +233,62 @@ def tiny_trainer_on_device(folder, device, *overrides, **options):
 
 def touch_device_memory(device):
     """Read a device pointer on the host."""
-    import ctypes
-
     select_device(device)
     tensor = paddle.ones([4])
     ctypes.string_at(tensor.data_ptr(), 4)
 
 
+def copies_by_pointer(device):
+    """{copy: [whether the device makes it, how many it has refused so far]}, and what the good one brings."""
+    select_device(device)
+    tensor, here = paddle.full([4], 7.0), np.zeros(4, "float32")
+    there, host, number, size = tensor.data_ptr(), here.ctypes.data, int(device.partition(":")[2]), 16
+    copies = {
+        "device to host": (-1, host, number, there, size),
+        "host pointer as the device's source": (-1, host, number, host, size),
+        "host pointer as the device's target": (number, host, -1, host, size),
+        "device pointer as the host's source": (number, there, -1, there, size),
+        "device pointer as the host's target": (-1, there, number, there, size),
+        "pointer of the other device": (-1, host, 1 - number, there, size),
+        "beyond the end": (-1, host, number, there, 10**6),
+    }
+    found = {name: [copy(*arguments) == 0, counters()["refused"]] for name, arguments in copies.items()}
+    return {"copies": found, "brought": here.tolist()}
+
+
+def waiting_for_an_event(device):
+    """Three streams: the first has three events to record, the second waits for the last of them, the third does not.
+
+    Then both record an event: what is seen of [the last of the first, the second's, the third's], each state once.
+    """
+    from paddle.base.core import CustomDeviceEvent, CustomDeviceStream
+
+    select_device(device)
+    place = device.partition(":")[0], int(device.partition(":")[2])
+    first, second, third = (CustomDeviceStream(*place) for _ in range(3))
+    events = [CustomDeviceEvent(*place) for _ in range(5)]
+    for event in events[:3]:
+        event.record(first)
+    second.wait_event(events[2])
+    events[3].record(second)
+    events[4].record(third)
+    states = []
+    while not states or not all(states[-1]):
+        state = [event.query() for event in (events[4], events[3], events[2])][::-1]  # the first stream's last of all
+        if state not in states:
+            states.append(state)
+    return states
+
+
 def memory(device):
-    """What Paddle says of the device's memory while 4 MiB are held, and after."""
+    """What Paddle says of the device's memory: allocated while 4 MiB are held, after, at most, and reserved at last."""
     select_device(device)
     held = paddle.ones([1024, 1024])
     before = paddle.device.memory_allocated()
     del held
-    return [before, paddle.device.memory_allocated(), paddle.device.max_memory_allocated()]
+    after, peak = paddle.device.memory_allocated(), paddle.device.max_memory_allocated()
+    paddle.device.empty_cache()
+    return [before, after, peak, paddle.device.memory_reserved()]
 
 
 if __name__ == "__main__":

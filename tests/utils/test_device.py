@@ -13,10 +13,11 @@ from passl_xcit.utils.device import (
     current_place,
     devices_of,
     has_sync_batch_norm,
+    lack_of_memory_told,
     peak_memory,
     select_device,
 )
-from passl_xcit.utils.errors import ConfigError
+from passl_xcit.utils.errors import ConfigError, DeviceError
 
 without_gpu = pytest.mark.skipif("gpu" in available_kinds(), reason="needs a Paddle without GPU")
 
@@ -148,3 +149,34 @@ class TestPeakMemory:
     def test_where_paddle_cannot_tell_it_there_is_none(self, monkeypatch):
         monkeypatch.setattr(paddle, "get_device", lambda: "npu:0")
         assert peak_memory() is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("(External)  CustomDevice error, the error code is : 2.  (at /paddle/.../custom_device.cc:387)"),
+        MemoryError("\n\nC++ Traceback\n...\nOut of memory error on npu:0. Cannot allocate 3.8MB memory on npu:0, ..."),
+        MemoryError(
+            "ResourceExhaustedError: \n\nOut of memory error on GPU 0. Cannot allocate 8GB memory on GPU 0, ..."
+        ),
+        MemoryError("(ResourceExhausted) Fail to alloc memory of 400000000000000 size, error code is 12."),
+    ],
+)
+def test_a_devices_lack_of_memory_is_one_line(error):
+    one_line = "^not enough memory on cpu: use a smaller batch_size, accum_steps, .*$"
+    with pytest.raises(DeviceError, match=one_line), lack_of_memory_told():
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("(External)  CustomDevice error, the error code is : 3.  (at /paddle/.../custom_device.cc:799)"),
+        OSError(28, "No space left on device", "latest.pdparams"),
+        MemoryError("Unable to allocate 3.00 GiB for an array with shape (805306368,)"),
+    ],
+)
+def test_other_errors_stay_what_they_are(error):
+    with pytest.raises(type(error)) as caught, lack_of_memory_told():
+        raise error
+    assert caught.value is error
