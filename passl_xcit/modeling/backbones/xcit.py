@@ -139,15 +139,15 @@ class XCA(nn.Layer):
         In float32 also where the rest is in half precision: a sum over N tokens soon passes float16's 65,504.
         """
         with paddle.amp.auto_cast(enable=False):
-            return self._attention(q.astype("float32"), k.astype("float32")).astype(q.dtype)
+            return self._attention(*(x.astype("float32") for x in (q, k, self.temperature))).astype(q.dtype)
 
-    def _attention(self, q, k):
+    def _attention(self, q, k, temperature):
         gram = self._head_blocks(paddle.matmul(q, k, transpose_x=True))  # [B, h, d, d]
         if not self.qk_norm:
-            return F.softmax(gram * self.temperature, axis=-1)
+            return F.softmax(gram * temperature, axis=-1)
         q_norm = self._column_norms(q).unsqueeze(3)  # [B, h, d, 1]
         k_norm = self._column_norms(k).unsqueeze(2)  # [B, h, 1, d]
-        return F.softmax(gram / (q_norm * k_norm) * self.temperature, axis=-1)
+        return F.softmax(gram / (q_norm * k_norm) * temperature, axis=-1)
 
     def _head_blocks(self, gram):
         """[B, C, C] -> [B, h, d, d]: the blocks on the diagonal, each head with itself."""
