@@ -41,6 +41,7 @@ setup(
         "console_scripts": [
             "passl-xcit-train = passl_xcit_tools.train:console",
             "passl-xcit-validate = passl_xcit_tools.validate:console",
+            "passl-xcit-predict = passl_xcit_tools.predict:console",
             "passl-xcit-convert-weights = passl_xcit_tools.convert_weights:console",
             "passl-xcit-doctor = passl_xcit_tools.doctor:console",
         ]

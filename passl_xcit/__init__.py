@@ -14,6 +14,7 @@ _WHERE = {
     "get_model": "modeling.factory",
     "list_models": "modeling.factory",
     "get_config": "modeling.factory",
+    "Predictor": "engine.predictor",
     "read_checkpoint": "modeling.state_dict",
     "load_weights": "modeling.weights",
     "convert_weights": "modeling.convert",
@@ -22,7 +23,7 @@ _WHERE = {
     "DataError": "utils.errors",
     "UserError": "utils.errors",
 }
-_WITH_PADDLE = ("modeling.factory", "modeling.weights", "modeling.convert")
+_WITH_PADDLE = ("modeling.factory", "modeling.weights", "modeling.convert", "engine.predictor")
 __all__ = sorted(_WHERE)
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 # Importing these files fills the registry.
 from passl_xcit.datasets import auto_augment, transforms  # noqa: F401
+from passl_xcit.datasets.dataset import BadImage
 from passl_xcit.datasets.imagenet import as_rgb
 from passl_xcit.utils.errors import ConfigError, DataError
 from passl_xcit.utils.refusals import short
@@ -94,19 +95,21 @@ class Preprocess:
         """PIL image of any mode -> float32 [C, H, W].
 
         Raises:
-            BadImage: it cannot be decoded, or is too large; the text begins with `name`.
-            DataError: a transform cannot take it.
+            BadImage: it cannot be decoded, is too large, or a transform cannot take it; the text begins with `name`.
         """
         image = as_rgb(image, name)
         if self.mode != "RGB":
             image = image.convert(self.mode)
-        for transform in self._transforms:
-            image = transform(image, None)
+        try:
+            for transform in self._transforms:
+                image = transform(image, None)
+        except DataError as error:
+            raise BadImage(f"{name}: {error}") from error
         return np.asarray(image).astype("float32", copy=False)
 
     def _probe(self, size):
         try:
-            result = self(Image.new(self.mode, size))
+            result = self(Image.new(self.mode, size), "a blank image")
         except DataError as error:
             raise ConfigError(str(error), "transforms") from error
         if result.ndim != 3 or len(result) != self.channels:

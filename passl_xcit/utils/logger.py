@@ -22,14 +22,14 @@ def get_logger(name="passl"):
     return logging.getLogger(name.replace("passl_xcit", "passl", 1))
 
 
-def setup_logger(rank=0):
-    """Send the log to stdout on rank 0, and keep its lines until `log_to_folder` says where to write them."""
+def setup_logger(rank=0, stream=None):
+    """Send the log to `stream` on rank 0, by default stdout, and keep its lines until `log_to_folder` takes them."""
     root = get_logger()
     root.setLevel(logging.INFO)
     root.propagate = False
     _close_handlers(root)
     if rank == 0:
-        root.addHandler(_with_format(_StreamHandler(sys.stdout)))
+        root.addHandler(_with_format(_StreamHandler(stream or sys.stdout)))
     root.addHandler(logging.handlers.MemoryHandler(10**6, flushLevel=logging.CRITICAL + 1, flushOnClose=False))
 
 

@@ -1,6 +1,7 @@
 """One definition of preprocessing: the bytes of an evaluation, for any image, and a strict reader of its entry."""
 
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from photographs import FILES, photo, turned
 
 from passl_xcit.datasets.dataset import BadImage
 from passl_xcit.datasets.imagenet import ImageNet, images_in, open_image
@@ -28,38 +33,6 @@ NODES = [
 ]
 AS_ARRAY = NODES[2:]
 GREY = [{"name": "Transpose"}, {"name": "Normalize", "mean": [70], "std": [90]}]
-
-
-def photo(mode="RGB", size=(40, 30)):
-    """Smooth colours with some noise."""
-    width, height = size
-    x, y = np.meshgrid(np.linspace(0, 200, width), np.linspace(0, 200, height))
-    pixels = np.stack([x, y, 200 - x], -1) + np.random.default_rng(0).integers(0, 50, (height, width, 3))
-    image = Image.fromarray(pixels.astype("uint8"))
-    if mode == "I;16":
-        return Image.fromarray((np.asarray(image)[..., 0].astype("uint16")) * 257)
-    if mode == "RGBA":
-        image.putalpha(Image.fromarray(x.astype("uint8")))
-        return image
-    return image.convert(mode)
-
-
-def turned():
-    """EXIF data that ask for a rotation by 90 degrees."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    return exif
-
-
-FILES = {
-    "RGB.jpg": (photo(), {}),
-    "L.png": (photo("L"), {}),
-    "P.png": (photo("P"), {}),
-    "RGBA.png": (photo("RGBA"), {}),
-    "CMYK.jpg": (photo("CMYK"), {}),
-    "16.png": (photo("I;16"), {}),
-    "turned.jpg": (photo(), {"exif": turned()}),
-}
 
 
 @pytest.fixture(params=FILES)
@@ -178,7 +151,7 @@ def deep(levels):
         (entry(transforms=["Resize"]), "transforms.0: a transform is a mapping with a 'name', not 'Resize'"),
         (entry(channels=4), "channels: images have 1 or 3 channels, not 4"),
         (entry(channels=[3]), r"channels: images have 1 or 3 channels, not \[3\]"),
-        (entry(channels=1), "transforms: Normalize has 3 mean values, but the image has 1 channels"),
+        (entry(channels=1), "transforms: a blank image: Normalize has 3 mean values, but the image has 1"),
         (entry(transforms=[]), "transforms: leave an image of shape .*: add Transpose and Normalize"),
         (entry(transforms=NODES[::-1]), "Normalize takes an array"),
         (with_node(name="os.system"), "transforms.0.name: no transform 'os.system'"),

@@ -1,0 +1,269 @@
+"""What a model says of images: from a weight file, or the name of published weights, to classes and probabilities."""
+
+import itertools
+import json
+import os
+from collections import defaultdict, deque
+from typing import NamedTuple, Optional, Tuple
+
+import numpy as np
+import paddle
+from PIL import Image
+
+from passl_xcit.datasets.dataset import BadImage, shown
+from passl_xcit.datasets.imagenet import as_rgb, images_in, open_image
+from passl_xcit.datasets.preprocess import Preprocess
+from passl_xcit.datasets.worker_pool import NO_SAMPLE, can_fork, in_workers
+from passl_xcit.engine import builder
+from passl_xcit.engine.weight_entries import (
+    model_of_file,
+    preprocess_of_config,
+    preprocess_of_file,
+    warn_of_other_preprocess,
+)
+from passl_xcit.modeling import factory
+from passl_xcit.modeling.weights import put_weights, read_weights
+from passl_xcit.modeling.zoo import find
+from passl_xcit.utils.config import load_config
+from passl_xcit.utils.device import select_device
+from passl_xcit.utils.errors import CheckpointError, ConfigError, DataError
+from passl_xcit.utils.startup import usable_cores
+
+TOPK = 5
+TIMEOUT = 300  # seconds for a batch of a worker, as in a training
+
+
+class Guess(NamedTuple):
+    """A class, its name where that is known, and its probability from 0 to 1."""
+
+    index: int
+    name: Optional[str]
+    probability: float
+
+
+class Prediction(NamedTuple):
+    """Of one image (its path, or "image 3" for the fourth of those without one) the most probable classes, or why not.
+
+    `top` begins with the most probable class, and is empty where `error` says why the image cannot be used.
+    """
+
+    image: str
+    top: Tuple[Guess, ...]
+    error: Optional[str] = None
+
+
+class Predictor:
+    """A model with its preprocessing and the names of its classes.
+
+    Args:
+        weights: a weight file or checkpoint that says which model it is, as a training here writes it, its address,
+            or the name of published weights (`create_model`'s names), which are downloaded.
+        config: path of a config, whose model and evaluation transforms are taken; for weights that do not say theirs.
+        device: such as "cpu" or "gpu:0"; by default the config's, else Paddle's current one.
+        batch_size: images that run through the model together, if they have one size.
+        topk: how many classes to tell; by default 5, or all of a model that has fewer.
+        num_workers: processes that read and preprocess images.
+        class_names: a list of names, instead of those that the weights tell.
+
+    Attributes:
+        model: in evaluation mode.
+        preprocess: a Preprocess.
+        class_names: a list, or None where nobody tells them.
+
+    Raises:
+        CheckpointError: the weights cannot be had or read, do not fit, or do not say what they are.
+        ConfigError: the config or an argument is wrong.
+    """
+
+    def __init__(self, weights, config=None, device=None, batch_size=32, topk=None, num_workers=0, class_names=None):
+        if not isinstance(weights, (str, os.PathLike)) or not str(weights):
+            raise ConfigError(f"weights must be a path, an address or a name, not {weights!r}")
+        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+            if type(value) is not int or value < least:
+                raise ConfigError(f"{name} must be a whole number, at least {least}, not {value!r}")
+        self.batch_size = batch_size
+        self.num_workers = min(num_workers, usable_cores()) if can_fork() else 0
+        cfg = None
+        if config is not None:
+            cfg = load_config(config)
+            builder.check_config(cfg, training=False)
+        device = device or (cfg and cfg.get("device"))
+        if device:
+            select_device(device)
+        self.model, self.preprocess = _from_weights(weights) if cfg is None else _from_config(cfg, weights)
+        self.model.eval()
+        self.topk = self._checked_topk(topk)
+        self.class_names = self.model.class_names if class_names is None else self._checked_names(class_names)
+
+    def _checked_topk(self, topk):
+        classes = self.model.num_classes
+        if topk is None:
+            return min(TOPK, classes)
+        if type(topk) is not int or not 1 <= topk <= classes:
+            raise ConfigError(f"topk must lie between 1 and {classes}, the model's number of classes, not {topk!r}")
+        return topk
+
+    def _checked_names(self, names):
+        if len(names) != self.model.num_classes:
+            raise ConfigError(f"{len(names)} class names, but the model has {self.model.num_classes} classes")
+        return list(names)
+
+    def __call__(self, images):
+        """A list of what `predict` yields."""
+        return list(self.predict(images))
+
+    def predict(self, images):
+        """Yield a Prediction for each image, in order; one that cannot be used has an `error`, and ends nothing.
+
+        Args:
+            images: the path of an image, or of a folder (all images below it, sorted, without hidden ones); a PIL
+                image; a uint8 array [H, W, 3] or [H, W]; or an iterable of these, which is read a few batches ahead.
+
+        Raises:
+            DataError: a folder cannot be read or holds no image, or a worker process died.
+            ConfigError: for what is no image at all.
+        """
+        waiting = deque()
+        tasks = self._tasks(images, waiting)
+        if self.num_workers:
+            describe = "image number {} (from 0)".format
+            prepared = in_workers(self._prepare, tasks, self.num_workers, timeout=TIMEOUT, describe=describe)
+        else:
+            prepared = map(self._prepare, tasks)
+        for errors, *arrays in prepared:
+            errors = json.loads(errors.tobytes())
+            found = iter(self._answers(arrays))
+            for place, name in enumerate(waiting.popleft()):
+                answer = errors[str(place)] if str(place) in errors else next(found)
+                yield Prediction(name, (), answer) if isinstance(answer, str) else Prediction(name, answer)
+
+    @paddle.no_grad()
+    def logits(self, images):
+        """float32 [B, C, H, W], as `preprocess` makes them -> float32 [B, K]"""
+        return self.model(paddle.to_tensor(images)).astype("float32").numpy()
+
+    def _tasks(self, images, waiting):
+        """Yield batches [(number, name, path or PIL image or BadImage)]; `waiting` gets their names."""
+        numbered = enumerate(_flat(images))
+        while True:
+            batch = [(number, *_named(image, number)) for number, image in itertools.islice(numbered, self.batch_size)]
+            if not batch:
+                return
+            waiting.append([name for _, name, _ in batch])
+            yield batch
+
+    def _prepare(self, batch, progress=lambda number: None):
+        """[{place: reason} of the images that cannot be used, as JSON, *the others float32 [C, H, W]]"""
+        errors, arrays = {}, []
+        for place, (number, name, image) in enumerate(batch):
+            progress(number)
+            try:
+                arrays.append(self._input(image, shown(name)))
+            except BadImage as error:
+                errors[place] = str(error)[len(f"{shown(name)}: ") :]
+        progress(NO_SAMPLE)
+        return [np.frombuffer(json.dumps(errors).encode(), "uint8"), *arrays]
+
+    def _input(self, image, name):
+        if isinstance(image, BadImage):
+            raise image
+        return self.preprocess(open_image(image) if isinstance(image, str) else image, name)
+
+    def _answers(self, arrays):
+        """For each image, a tuple of Guess, or a text that says why the model cannot take it."""
+        by_shape, answers = defaultdict(list), {}
+        for place, array in enumerate(arrays):
+            by_shape[array.shape].append(place)
+        for places in by_shape.values():
+            try:
+                logits = self.logits(np.stack([arrays[place] for place in places]))
+            except DataError as error:  # a size that the model cannot take
+                answers.update(dict.fromkeys(places, str(error)))
+            else:
+                answers.update(zip(places, map(self._top, softmax(logits))))
+        return [answers[place] for place in range(len(arrays))]
+
+    def _top(self, probabilities):
+        best = np.argsort(-probabilities, kind="stable")[: self.topk].tolist()
+        names = self.class_names
+        return tuple(Guess(index, names[index] if names else None, float(probabilities[index])) for index in best)
+
+
+def softmax(logits):
+    """float32 [B, K] -> float64 [B, K], each row's sum is 1"""
+    shifted = np.exp(logits.astype("float64") - logits.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)
+
+
+def _from_weights(weights):
+    """(model, Preprocess) of weights that say what they are."""
+    entry = None if os.path.exists(weights) else find(str(weights))
+    if entry:
+        pipeline = entry.evaluation
+        preprocess = Preprocess.of_pipeline(
+            pipeline.size, pipeline.resize, pipeline.interpolation, pipeline.mean, pipeline.std
+        )
+        return factory.create_model(entry.name, pretrained=True), preprocess
+    path = factory.local_file(weights)
+    found = read_weights(path)
+    model = model_of_file(found, path)
+    if found.preprocess is None:
+        raise CheckpointError(f"{path}: does not say how images are preprocessed; give the config")
+    return model, preprocess_of_file(found.preprocess, path)
+
+
+def _from_config(cfg, weights):
+    path = factory.weights_file(weights)
+    found = read_weights(path)
+    cfg = builder.with_class_count(cfg, _classes_of(found.arrays))
+    with cfg.errors_name_files():
+        model = factory.build(cfg["model"], training=False)
+        preprocess = preprocess_of_config(cfg, model)
+    put_weights(model, found, path)
+    warn_of_other_preprocess(cfg, model, path)
+    return model, preprocess
+
+
+def _classes_of(arrays):
+    """How many classes the head of these weights has; 1 where there is none, which fits no model."""
+    heads = [array for name, array in arrays.items() if name.startswith("head.") and array.ndim]
+    return heads[0].shape[-1] if heads else 1
+
+
+def _flat(images):
+    """Yield the images of `images`, one of them or an iterable, with those of folders."""
+    if isinstance(images, (str, os.PathLike, Image.Image)) or (isinstance(images, np.ndarray) and images.ndim < 4):
+        images = [images]
+    try:
+        images = iter(images)
+    except TypeError:
+        raise _no_image(images) from None
+    for image in images:
+        if isinstance(image, (str, os.PathLike)) and os.path.isdir(image):
+            yield from images_in(image)
+        else:
+            yield image
+
+
+def _named(image, number):
+    """(name, what a worker process is given): a path, a decoded image, or the BadImage that it is."""
+    if isinstance(image, (str, os.PathLike)):
+        return os.fsdecode(image), os.fsdecode(image)
+    if not isinstance(image, (Image.Image, np.ndarray)):
+        raise _no_image(image)
+    name = f"image {number}"
+    try:
+        return name, as_rgb(_from_array(image, name) if isinstance(image, np.ndarray) else image, name)
+    except BadImage as error:
+        return name, error
+
+
+def _from_array(array, name):
+    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)) or not array.size:
+        raise BadImage(f"{name}: an array {array.dtype} {list(array.shape)}, expected uint8 [H, W, 3] or [H, W]")
+    return Image.fromarray(array)
+
+
+def _no_image(value):
+    what = type(value).__name__
+    return ConfigError(f"expected the path of an image or a folder, a PIL image or a uint8 array, not a {what}")
