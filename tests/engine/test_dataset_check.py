@@ -81,11 +81,11 @@ def test_every_damaged_image_is_named_with_its_reason(can_fork, photos, monkeypa
 
 def test_a_limit_reads_some_images_and_looks_all_up(photos):
     train = photos / "train"
-    (train / "class0" / "0.png").write_bytes(b"")
+    (train / "class0" / "1.png").write_bytes(b"")
     (train / "class1" / "0.png").write_bytes(b"no image")
     limited = check_data(photos, limit=2).data["splits"]["train"]
-    assert (limited["images"], limited["read"], limited["formats"]) == (18, 2, {"PNG": 1})
-    assert [entry["image"] for entry in limited["bad"]] == [str(train / "class0" / "0.png")]
+    assert (limited["images"], limited["read"], limited["formats"]) == (18, 2, {"PNG": 2})
+    assert [entry["image"] for entry in limited["bad"]] == [str(train / "class0" / "1.png")]
     assert check_data(photos, limit=100).data["splits"]["train"]["read"] == 18
 
 
@@ -94,7 +94,8 @@ def test_images_that_are_not_what_they_look_like_elsewhere_are_warnings(photos):
     exif = Image.Exif()
     exif[0x0112] = 6
     image.save(folder / "turned.jpg", exif=exif)
-    image.save(folder / "upright.jpg")
+    exif[0x0112] = 1
+    image.save(folder / "upright.jpg", exif=exif)
     image.save(folder / "pages.tiff", save_all=True, append_images=[image])
     image.convert("RGBA").save(folder / "opaque.png")
     Image.new("RGBA", (9, 5), (1, 2, 3, 4)).save(folder / "clear.png")
@@ -113,13 +114,13 @@ def test_an_exif_that_is_damaged_is_nothing(photos):
 
 
 def test_an_empty_class_is_a_warning_and_the_smallest_and_largest_are_named(photos):
-    shutil.rmtree(photos / "val" / "class1")
-    (photos / "val" / "class1").mkdir()
-    (photos / "val" / "class2" / "0.png").unlink()
+    shutil.rmtree(photos / "val" / "class2")
+    (photos / "val" / "class2").mkdir()
+    (photos / "val" / "class1" / "0.png").unlink()
     section = check_data(photos)
     assert verdicts(section) == {"val empty": "warning"}
-    assert advice(section, "val empty") == f"{photos}/val: 1 class without an image: class1"
-    assert "7 images, 3 classes of 0 (class1) to 4 (class0)" in [finding.value for finding in section.findings]
+    assert advice(section, "val empty") == f"{photos}/val: 1 class without an image: class2"
+    assert "7 images, 3 classes of 0 (class2) to 4 (class0)" in [finding.value for finding in section.findings]
 
 
 def test_class_names_that_differ_between_the_splits_are_an_error(photos):
