@@ -31,6 +31,7 @@ from passl_xcit.utils.kernels import (
 TRAINING, EVALUATION, EXPORT = PARTS = ("training", "evaluation", "export")
 NATIVE, FALLS_BACK, MISSING = VERDICTS = ("native", "falls back to CPU", "missing")
 FLOAT32 = "float32"
+OF_NORM = {"square", "sum", "stack", "sqrt"}  # of the gradient's norm, which is computed in float32 always
 NO_KERNELS = {"data", "full_int_array"}  # an exported program's inputs and its attributes
 ANY_SCHEDULE = {"name": "TimmCosine", "learning_rate": 0.001, "T_max": 1, "decay_unit": "step"}
 
@@ -139,7 +140,7 @@ class Half:
 
     def of_update(self, calls):
         """The same of what follows the backward pass, to which no list applies."""
-        return self._types(calls, set()) if self.everywhere else set(calls)
+        return self._types(calls, OF_NORM) if self.everywhere else set(calls)
 
     def _types(self, calls, black):
         found = set(calls)

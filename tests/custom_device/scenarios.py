@@ -115,7 +115,9 @@ def calls_of_config(config, folder):
 def foreseen_and_run(folder, device, *overrides):
     """[operator, type] of a training step and its update: what the pre-flight foresees, and what the device ran."""
     folder = Path(folder)
-    foreseen = preflight.calls_of(tiny_config(folder, *overrides), preflight.kernels_for(device))
+    cfg = tiny_config(folder, *overrides)
+    foreseen = preflight.calls_of(cfg, preflight.kernels_for(device))
+    missing = [row for row in preflight.preflight(cfg, device) if row.verdict == preflight.MISSING]
     trainer = tiny_trainer_on_device(folder, device, *overrides)
     batch = next(iter(trainer.train_loader))
     with recorded_calls() as calls:
@@ -125,6 +127,7 @@ def foreseen_and_run(folder, device, *overrides):
     return {
         "foreseen": sorted(foreseen["training"] | foreseen["evaluation"]),
         "run": sorted({(call.operator, call.dtype) for call in calls}),
+        "missing": missing,
     }
 
 

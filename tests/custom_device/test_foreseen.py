@@ -14,6 +14,7 @@ def test_every_operator_that_runs_was_foreseen_in_its_type(level, dtype, device,
     found = scenario(device, "foreseen_and_run", tmp_path, f"{DEVICE}:0", *amp, GLOG_minloglevel=0)
     foreseen, run = ({tuple(call) for call in found[name]} for name in ("foreseen", "run"))
     assert run <= foreseen and len(run) > 50
+    assert not found["missing"]
     assert level or {operator for operator, _ in run} == {operator for operator, _ in foreseen}
     products = {("matmul", dtype), ("matmul_grad", dtype), ("conv2d", dtype)}
     assert not products & foreseen if level is None else products <= run
