@@ -11,6 +11,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <stdexcept>
 #include <tuple>
 #include <type_traits>
 #include <vector>
@@ -81,11 +82,14 @@ bool IsOnCpu(const phi::DeviceContext& context) { return context.GetPlace().GetT
 // What a kernel on the device reads and writes: no copy between host and device.
 void* BytesOnDevice(const phi::DeviceContext& context, const DenseTensor& tensor, size_t size) {
   context.Wait();
-  return test_device_bytes(context.GetPlace().GetDeviceId(), tensor.data(), size);
+  void* bytes = test_device_bytes(context.GetPlace().GetDeviceId(), tensor.data(), size);
+  if (!bytes) throw std::runtime_error("a kernel's tensor is not on the device");
+  return bytes;
 }
 
 // On the CPU and in float32. Where the memory was freed, zeros: the kernel reads, but does not use it.
 DenseTensor ForCpu(const DenseTensor& tensor, const phi::DeviceContext& context) {
+  if (!tensor.numel()) return tensor;
   const size_t size = tensor.numel() * phi::SizeOf(tensor.dtype());
   DenseTensor here;
   here.Resize(tensor.dims());
@@ -95,7 +99,7 @@ DenseTensor ForCpu(const DenseTensor& tensor, const phi::DeviceContext& context)
   }
   if (IsOnCpu(context)) {
     here = tensor;
-  } else if (size) {
+  } else {
     std::memcpy(Cpu().Alloc(&here, tensor.dtype()), BytesOnDevice(context, tensor, size), size);
   }
   return IsHalf(here.dtype()) ? Widened(here) : here;

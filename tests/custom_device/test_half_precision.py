@@ -5,11 +5,13 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 from plugin import DEVICE
+from test_one_device import DISTILLATION
 from tiny_run import json_lines, tiny_run
 
 EMA = "custom_config=[{name: EvaluateHook}, {name: EMAHook, decay: 0.9}]"
 # Paddle casts to bfloat16 on custom devices of a few names only.
-BFLOAT16 = pytest.param("bfloat16", marks=pytest.mark.skipif(DEVICE != "npu", reason="Paddle: not on every device"))
+HAS_BFLOAT16 = pytest.mark.skipif(DEVICE != "npu", reason="Paddle: not on every device")
+BFLOAT16 = pytest.param("bfloat16", marks=HAS_BFLOAT16)
 ONE_IMAGE = 100 / 15 + 1e-6  # of the 15 that are evaluated, in percent
 
 
@@ -43,6 +45,18 @@ def test_half_precision_trains_as_float32_and_resumes_exactly(level, dtype, floa
     np.testing.assert_allclose(of_mode(whole, "train", "grad_norm"), of_mode(float32, "train", "grad_norm"), rtol=0.02)
     for mode in ("val", "val_ema"):
         np.testing.assert_allclose(of_mode(whole, mode, "acc1"), of_mode(float32, mode, "acc1"), atol=ONE_IMAGE)
+
+
+@pytest.mark.slow
+def test_a_distillation_in_half_precision_trains_as_one_in_float32_and_resumes_exactly(device, scenario, tmp_path):
+    tiny_run(tmp_path / "float32", DISTILLATION)
+    expected = of_mode(json_lines(tmp_path / "float32" / "out"), "train", "loss")
+    more = (DISTILLATION, EMA, *amp("O2", "float16", 1024))
+    found = scenario(device, "whole_and_resumed", tmp_path, f"device={DEVICE}:0", *more)
+    whole, resumed = found["lines"]
+    assert whole == resumed and found["differences"] == []
+    np.testing.assert_allclose(of_mode(whole, "train", "loss"), expected, rtol=2e-3)
+    assert of_mode(whole, "train", "loss") != expected
 
 
 @pytest.mark.slow

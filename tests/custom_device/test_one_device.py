@@ -1,15 +1,13 @@
 """One process on a device without hardware: the same numbers as on the CPU."""
 
+import signal
 import time
-from pathlib import Path
 
 import numpy as np
 import plugin
 import pytest
-from plugin import DEVICE
-from tiny_run import json_lines, tiny_run
-
-SCENARIOS = Path(__file__).parent / "scenarios.py"
+from plugin import DEVICE, ROOT
+from tiny_run import json_lines, tiny_file, tiny_run
 
 
 @pytest.mark.slow
@@ -61,18 +59,31 @@ def test_a_checkpoint_of_one_device_goes_on_on_the_other(first, second, device, 
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 
 
+@pytest.fixture(scope="module")
+def three_epochs(device, scenario, tmp_path_factory):
+    """The log of a training at one go."""
+    return scenario(device, "train", tmp_path_factory.mktemp("whole"), f"device={DEVICE}:1", "epochs=3")
+
+
 @pytest.mark.slow
-def test_a_training_that_is_killed_goes_on_as_if_it_had_not_been(device, scenario, tmp_path):
-    expected = scenario(device, "train", tmp_path / "whole", f"device={DEVICE}:1", "epochs=3")
-    arguments = (tmp_path / "killed", f"device={DEVICE}:1", "epochs=3")
-    process = plugin.start(device, SCENARIOS, "train", *arguments, variables={"TEST_DEVICE_DELAY_US": 200})
-    while not (tmp_path / "killed" / "out" / "epoch_1.pdparams").exists():
+@pytest.mark.parametrize("number, code", [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)])
+def test_a_training_that_is_stopped_goes_on_as_if_it_had_not_been(number, code, three_epochs, device, tmp_path):
+    command = (ROOT / "tools" / "train.py", "-c", tiny_file(tmp_path), "--resume", "auto")
+    command += ("-o", f"device={DEVICE}:1", "-o", "epochs=3")
+    process = plugin.start(device, *command, variables={"TEST_DEVICE_DELAY_US": 200})
+    while not (tmp_path / "out" / "epoch_1.pdparams").exists():
         assert process.poll() is None
         time.sleep(0.02)
-    process.kill()
-    process.communicate()
-    found = scenario(device, "resume", *arguments)
-    # what was trained after the checkpoint is trained, and logged, once more
-    assert {line["mode"] + str(line["iter"]): line for line in found} == {
-        line["mode"] + str(line["iter"]): line for line in expected
+    process.send_signal(number)
+    process.communicate(timeout=100)
+    assert process.returncode == code
+    assert (tmp_path / "out" / "interrupted.pdparams").exists() == (number == signal.SIGTERM)
+    process = plugin.start(device, *command)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, errors
+    lines = json_lines(tmp_path / "out")
+    # what was trained after the checkpoint of a run that was killed is trained, and logged, once more
+    assert {line["mode"] + str(line["iter"]): line for line in lines} == {
+        line["mode"] + str(line["iter"]): line for line in three_epochs
     }
+    assert number == signal.SIGKILL or len(lines) == len(three_epochs)
