@@ -42,6 +42,8 @@ setup(
             "passl-xcit-train = passl_xcit_tools.train:console",
             "passl-xcit-validate = passl_xcit_tools.validate:console",
             "passl-xcit-predict = passl_xcit_tools.predict:console",
+            "passl-xcit-export = passl_xcit_tools.export:console",
+            "passl-xcit-visualize = passl_xcit_tools.visualize:console",
             "passl-xcit-convert-weights = passl_xcit_tools.convert_weights:console",
             "passl-xcit-doctor = passl_xcit_tools.doctor:console",
         ]
