@@ -6,6 +6,7 @@ is below, but nothing of Paddle and no logging; it destroys nothing that it inhe
 The main process has no thread for it, and ends it with SIGKILL, for there is nothing that it could leave behind.
 """
 
+import atexit
 import contextlib
 import gc
 import itertools
@@ -15,6 +16,7 @@ import os
 import signal
 import threading
 import traceback
+import weakref
 from collections import deque
 from multiprocessing import connection, reduction
 
@@ -23,6 +25,7 @@ import numpy as np
 from passl_xcit.utils.errors import DataError
 
 NO_SAMPLE = -1
+_started = weakref.WeakSet()
 # What a terminal or a scheduler sends to every process of a group; the main one decides.
 FOR_THE_MAIN_PROCESS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 # Paddle replaces these handlers when it is imported; its own ones are not made for a forked process.
@@ -93,6 +96,7 @@ class _Worker:
                 f"data worker {number} cannot start: {error.strerror}; try a smaller num_workers"
             ) from error
         theirs.close()
+        _started.add(self)
 
     def give(self, task):
         with contextlib.suppress(ConnectionError):  # it has ended; `_wait_for` says how
@@ -142,6 +146,15 @@ def _stop(workers):
     for worker in mine:
         worker.process.join(1)
         worker.pipe.close()
+
+
+@atexit.register
+def _stop_all():
+    """End the workers of iterations that nobody finished, or the program would not end.
+
+    At its end multiprocessing sends them SIGTERM, which they leave to the main process, and waits for them.
+    """
+    _stop(list(_started))
 
 
 @contextlib.contextmanager

@@ -16,11 +16,12 @@ from passl_xcit.modeling.state_dict import MODEL_CONFIG, PREPROCESS
 from passl_xcit.modeling.weights import explain, put_weights
 from passl_xcit.utils.errors import CheckpointError, ConfigError
 from passl_xcit.utils.logger import TRAINER, get_logger
-from passl_xcit.utils.registry import MODELS
+from passl_xcit.utils.registry import MODELS, join
 
 logger = get_logger(TRAINER)
 
 MOST = 100_000  # no argument of a model is a larger number
+DEPTHS = ("depth", "cls_attn_layers", "d")  # arguments of backbones that count blocks, each of which takes time to make
 
 
 def describe(cfg, model):
@@ -85,6 +86,7 @@ def model_of_file(found, path):
         )
     with _blamed_on(path, MODEL_CONFIG):
         check_plain(found.model_config, "", MOST)
+        _check_depths(found.model_config, len(found.arrays))
         MODELS.check(found.model_config, "")
         with paddle.LazyGuard():  # names and shapes only: what a damaged file says may not fit into the memory
             shapes = _shapes(factory.build(found.model_config, training=False, path="").state_dict())
@@ -95,6 +97,19 @@ def model_of_file(found, path):
     put_weights(model, found, path)
     model.eval()
     return model
+
+
+def _check_depths(node, arrays, path=""):
+    """Raise ConfigError where a tree of nodes asks for more blocks than there are arrays."""
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+        if key in DEPTHS and _sum(value) > arrays:
+            raise ConfigError(f"asks for {_sum(value):g} blocks, but there are {arrays} arrays", join(path, key))
+        _check_depths(value, arrays, join(path, key))
+
+
+def _sum(value):
+    """The sum of the numbers in nested lists."""
+    return sum(map(_sum, value)) if isinstance(value, list) else value if type(value) in (int, float) else 0
 
 
 def _shapes(arrays):

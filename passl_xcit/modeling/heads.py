@@ -34,6 +34,8 @@ class SwinTransformerClsHead(nn.Layer):
         super().__init__()
         if not 1 <= num_classes <= MOST_CLASSES:
             raise ValueError(f"num_classes must lie between 1 and {MOST_CLASSES:,}, not {num_classes}")
+        if min([in_channels] if isinstance(in_channels, int) else in_channels, default=0) < 1:
+            raise ValueError(f"in_channels must be at least 1, not {in_channels}")
         self.num_classes, self.with_avg_pool = num_classes, with_avg_pool
         self.in_channels = in_channels if isinstance(in_channels, int) else tuple(in_channels)
         self.fc_cls = self._build_classifier()

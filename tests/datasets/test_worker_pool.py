@@ -381,3 +381,15 @@ def test_workers_started_while_another_thread_uses_paddle_never_hang():
     finally:
         stop.set()
         thread.join()
+
+
+def test_a_program_ends_although_an_iteration_is_not_finished():
+    code = (
+        "import numpy as np\n"
+        "from passl_xcit.datasets.worker_pool import in_workers\n"
+        "results = in_workers(lambda task, progress: [np.array([task])], range(9), 2)\n"
+        "print(next(results)[0][0])\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=30)
+    assert (done.stdout, done.returncode) == ("0\n", 0), done.stderr

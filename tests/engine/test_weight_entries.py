@@ -167,6 +167,7 @@ def tiny_model(run, **changes):
         ({"embed_dim": "8"}, "architecture.embed_dim: XCiT expects int, not '8'"),
         ({"num_heads": 0}, "num_heads must be at least 1"),
         ({"num_heads": 4}, "is not the model of its arrays: ~ backbone.blocks.0.attn.temperature: file"),
+        ({"depth": 100_000}, r"architecture.depth: asks for 100000 blocks, but there are \d+ arrays"),
         ({"depth": 2}, r"is not the model of its arrays: - backbone.blocks.1..* the file has not"),
         ({"colour": 1}, "XCiT takes no 'colour'"),
     ],

@@ -68,6 +68,12 @@ def test_a_loss_comes_with_accuracies(targets):
     assert not values["loss"].stop_gradient and values["acc1"].stop_gradient
 
 
+@pytest.mark.parametrize("in_channels", [0, -1, [8, 0], []])
+def test_a_head_needs_channels(in_channels):
+    with pytest.raises(ValueError, match="in_channels must be at least 1, not "):
+        SwinTransformerClsHead(in_channels, 3)
+
+
 def test_a_head_needs_a_class():
     with pytest.raises(
         ConfigError, match="model.head.num_classes: num_classes must lie between 1 and 10,000,000, not 0"
