@@ -142,6 +142,14 @@ def test_a_config_may_be_given(run, trained, expected):
     assert code == 0 and json.loads(output) == [as_json(prediction) for prediction in expected.values()]
 
 
+def test_the_log_goes_to_stderr(run, trained, tmp_path):
+    other = tiny_file(trained[1].parent).read_text().replace("50.0", "25.0")
+    (tmp_path / "other.yaml").write_text(other)
+    code, output, errors = run(trained[1], "--weights", trained[0], "-c", "other.yaml", "--format", "json")
+    assert code == 0 and len(json.loads(output)) == 15
+    assert "WARNING: transforms.1.std.0 is 25.0 in the config, but 50.0 in what" in errors
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
