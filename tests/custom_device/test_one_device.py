@@ -36,7 +36,11 @@ EMA = "custom_config=[{name: EvaluateHook}, {name: EMAHook, decay: 0.9}]"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("overrides", [(), (EMA, "accum_steps=2"), (DISTILLATION,)])
+@pytest.mark.parametrize(
+    "overrides",
+    [(), (EMA, "accum_steps=2"), (DISTILLATION,)],
+    ids=["plain", "averaged and accumulated", "distilled"],
+)
 def test_a_training_has_the_cpus_losses_and_evaluations(overrides, device, scenario, tmp_path):
     tiny_run(tmp_path / "cpu", *overrides)
     expected = json_lines(tmp_path / "cpu" / "out")
