@@ -47,8 +47,8 @@ def parse_args(argv):
         parser.error("-o, --data_dir and --output_dir change a config: give it with -c")
     if args.data_limit is not None and args.data_limit < 1:
         parser.error("--data_limit must be at least 1")
-    if not args.tolerance >= 0:
-        parser.error("--tolerance must be 0 or more")
+    if not 0 <= args.tolerance < float("inf"):
+        parser.error("--tolerance must be 0 or more, and finite")
     if args.model and not args.compare:
         parser.error("--model goes with --compare")
     return args

@@ -33,25 +33,36 @@ def check_computation(make_model, size, device, reference, tolerance, trouble=""
         "rows": [_as_json(difference, tolerance) for difference in found],
     }
     table = Table(("part", "of", "difference", "relative"), [_row(difference) for difference in worst[:MOST_LISTED]])
-    return Section("comparison", _judged(name, found, tolerance), table, data)
+    return Section("comparison", _judged(device, reference, found, tolerance), table, data)
 
 
-def _judged(name, found, tolerance):
+def _judged(device, reference, found, tolerance):
     """Findings on all differences, and on those that judge nothing."""
     beyond = [difference for difference in found if difference.is_beyond(tolerance)]
     judged = [difference for difference in found if difference.is_judged(tolerance)]
-    value, advice = f"{len(judged)} outputs and gradients within {tolerance:.0e}", ""
+    value, advice = f"{len(judged)} outputs and gradients within {tolerance:.0e}{_largest(judged)}", ""
     if beyond:
         first, value = beyond[0], f"{len(beyond)} of {len(judged)} outputs and gradients beyond {tolerance:.0e}"
         advice = (
             f"{value}; the first is the {first.part} of {first.name}, {first.relative:.1e} off: look at the operators "
             "of that layer"
         )
+    name = f"{device}, {reference}"
     findings = [Finding(name, value, "error" if beyond else "ok", advice)]
+    if device == reference:
+        findings.append(Finding("devices", "one, compared with itself", "warning", "name the device to look at: --device npu"))
     if len(judged) < len(found):
         text = f"{len(found) - len(judged)} gradients, which small changes of the images change as much"
         findings.append(Finding("not judged", text))
     return findings
+
+
+def _largest(judged):
+    """Where the largest difference is."""
+    worst = max(judged, key=lambda difference: difference.relative, default=None)
+    if worst is None or not worst.relative:
+        return ", all of them equal"
+    return f"; the largest, {worst.relative:.1e}, is in the {worst.part} of {worst.name}"
 
 
 def _row(difference):

@@ -16,7 +16,7 @@ from passl_xcit.engine.system_check import devices, installation, machine, troub
 from passl_xcit.modeling import factory
 from passl_xcit.utils.config import load_config
 from passl_xcit.utils.device import check_device, default_device
-from passl_xcit.utils.errors import ConfigError
+from passl_xcit.utils.errors import ConfigError, DataError, UserError
 from passl_xcit.utils.logger import get_logger
 
 SIDE_OF_NAMED_MODELS = 224
@@ -102,17 +102,30 @@ def _config(cfg, config_file, model, num_classes):
         Finding("config", f"{config_file}: all keys are known"),
         Finding("model", f"{type(model.backbone).__name__}, {sizes}"),
     ]
-    findings += [_data_root(cfg, split) for split in ("train", "val") if cfg["dataloader"].get(split)]
+    findings += [_data_of(cfg, split, num_classes) for split in ("train", "val") if cfg["dataloader"].get(split)]
     return Section("config", findings)
 
 
-def _data_root(cfg, split):
+def _data_of(cfg, split, num_classes):
+    """The finding on a split's data, which are looked up as a training does; of the training's, on the schedule too.
+
+    `num_classes` is the model's, or None where the data say it.
+    """
     node = cfg["dataloader"][split]["dataset"]
     root = node.get("dataroot")
-    if root is None or Path(root).exists():
-        return Finding(f"{split} data", root or node["name"])
-    advice = f"{root} is not there: give --data_dir, or set dataloader.{split}.dataset.dataroot"
-    return Finding(f"{split} data", f"{root}: not there", "warning", advice)
+    if root is not None and not Path(root).exists():
+        advice = f"{root} is not there: give --data_dir, or set dataloader.{split}.dataset.dataroot"
+        return Finding(f"{split} data", f"{root}: not there", "warning", advice)
+    try:
+        classes = num_classes or _build(builder.with_classes_of_data(cfg, split)).num_classes
+        loader = builder.build_loader(cfg, split, classes)
+        if not len(loader):
+            raise DataError(f"{len(loader.dataset)} images do not fill one batch: use a smaller batch_size")
+        if split == "train":
+            builder.build_schedule(cfg, loader)
+    except UserError as error:
+        return Finding(f"{split} data", root or node["name"], "error", str(error))
+    return Finding(f"{split} data", f"{root or node['name']}: {len(loader.dataset)} images")
 
 
 def _image_size(cfg):

@@ -82,6 +82,8 @@ def preflight(cfg, device):
         UserError: this Paddle does not log its kernels.
     """
     kernels, found = kernels_for(device), defaultdict(set)
+    if device == "cpu":  # where Paddle has no half precision, and a training is in float32
+        cfg = cfg.with_values(use_amp=False)
     for part, calls in calls_of(cfg, kernels).items():
         for operator, dtype in calls:
             found[operator, dtype].add(part)

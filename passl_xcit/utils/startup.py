@@ -5,6 +5,8 @@ import io
 import os
 from pathlib import Path
 
+from passl_xcit.utils.errors import ConfigError
+
 
 def prepare_paddle():
     """Set threads and code path of the CPU libraries and flags of plugins, then import Paddle. What is set stays.
@@ -24,9 +26,21 @@ def prepare_paddle():
     if _is_amd_with_avx2():
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
     os.environ.setdefault("FLAGS_npu_jit_compile", "0")
-    with contextlib.redirect_stderr(io.StringIO()):  # Paddle advises against more than one thread on each import
+    with contextlib.redirect_stderr(io.StringIO()), _refused_in_one_line():  # Paddle advises on each import
         import paddle
     paddle.disable_signal_handler()  # its handler prints a C++ traceback for an ordinary SIGTERM
+
+
+@contextlib.contextmanager
+def _refused_in_one_line():
+    """A plugin that cannot be loaded, such as one whose libraries are not found, ends Paddle's import."""
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError) as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.startswith("(")), str(error))
+        where = os.environ.get("CUSTOM_DEVICE_ROOT", "")
+        plugins = f"; plugins are loaded from CUSTOM_DEVICE_ROOT={where}" if where else ""
+        raise ConfigError(f"Paddle cannot be imported: {' '.join(reason.split())}{plugins}") from error
 
 
 def usable_cores():

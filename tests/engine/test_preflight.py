@@ -103,8 +103,9 @@ def test_neither_device_nor_log_are_changed(capfd):
     assert paddle.get_device() == before and output.out == ""
 
 
-def test_on_the_cpu_all_is_native():
-    assert {row.verdict for row in rows_of(DEMO, *ONE_BLOCK, device="cpu")} == {NATIVE}
+def test_on_the_cpu_all_is_native_and_in_float32_whatever_amp_says():
+    rows = rows_of(DEMO, *ONE_BLOCK, *amp("O2", "float16"), device="cpu")
+    assert {row.verdict for row in rows} == {NATIVE} and not {row.dtype for row in rows} & {"float16", "bfloat16"}
 
 
 def test_a_device_that_nobody_knows_is_refused():

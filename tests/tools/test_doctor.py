@@ -258,7 +258,8 @@ def test_a_device_that_is_not_there_is_not_compared(run, config):
         (("-o", "epochs=1"), "-o, --data_dir and --output_dir change a config: give it with -c"),
         (("--data", "x", "--data_limit", "0"), "--data_limit must be at least 1"),
         (NANO, "--model goes with --compare"),
-        (("--tolerance", "nan"), "--tolerance must be 0 or more"),
+        (("--tolerance", "nan"), "--tolerance must be 0 or more, and finite"),
+        (("--tolerance", "inf"), "--tolerance must be 0 or more, and finite"),
     ],
 )
 @pytest.mark.parametrize("form", [(), ("--json",)])
@@ -266,3 +267,19 @@ def test_what_is_wrong_with_the_command_is_said_in_one_line_and_no_more(form, ar
     code, output, errors = run(*(config if word == "CONFIG" else word for word in arguments), *form)
     assert (code, output) == (2, "")
     assert message in errors.splitlines()[-1]
+
+
+@pytest.mark.usefixtures("without_operators")
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        ("model.head.num_classes=7", "3 classes, but the model has 7"),
+        ("dataloader.train.sampler.batch_size=0", "batch_size"),
+        ("dataloader.train.sampler={batch_size: 1000, drop_last: true}", "images do not fill one batch"),
+        ("lr_scheduler={name: CosineDecay, learning_rate: 1.0e-3, base_batch_size: 4096, min_lr: 1.0e-5, decay_epochs: 1}", "min_lr"),
+    ],
+)
+def test_what_a_training_would_refuse_of_data_and_schedule_is_an_error(run, config, override, text):
+    code, output, _ = run("-c", config, "-o", override, "--json")
+    found = findings(output)["config"]["train data"]
+    assert code == 1 and found["verdict"] == "error" and text in found["advice"]

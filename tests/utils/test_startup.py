@@ -90,3 +90,14 @@ def test_paddle_starts_with_these_threads_and_without_its_advice():
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == (f"{usable_cores()}\n", "")
+
+
+@pytest.mark.slow
+def test_a_plugin_that_cannot_be_loaded_is_one_line(tmp_path):
+    (tmp_path / "libbroken.so").write_text("no library")
+    doctor = Path(__file__).parents[2] / "tools" / "doctor.py"
+    environment = {**os.environ, "CUSTOM_DEVICE_ROOT": str(tmp_path)}
+    done = subprocess.run([sys.executable, doctor], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("error: Paddle cannot be imported: ") and str(tmp_path) in line
