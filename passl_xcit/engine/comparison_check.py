@@ -50,7 +50,8 @@ def _judged(device, reference, found, tolerance):
     name = f"{device}, {reference}"
     findings = [Finding(name, value, "error" if beyond else "ok", advice)]
     if device == reference:
-        findings.append(Finding("devices", "one, compared with itself", "warning", "name the device to look at: --device npu"))
+        advice = "name the device to look at: --device npu"
+        findings.append(Finding("devices", "one, compared with itself", "warning", advice))
     if len(judged) < len(found):
         text = f"{len(found) - len(judged)} gradients, which small changes of the images change as much"
         findings.append(Finding("not judged", text))

@@ -231,6 +231,10 @@ def _findings_of(split):
     if split.problem:
         return [Finding(split.name, "cannot be looked into", "error", split.problem)]
     findings = [_counts(split), _unusable(split)]
+    if len(split.classes) == 1:
+        findings.append(
+            Finding(f"{split.name} classes", "1", "warning", f"{split.where}: one class is nothing to learn")
+        )
     empty = [name for name, count in split.classes.items() if not count]
     if empty:
         count = _counted(len(empty), "class", "classes")
@@ -256,7 +260,7 @@ def _counts(split):
 
 
 def _unusable(split):
-    name, read = f"{split.name} read", f"{split.read:,} of {_counted(split.images, 'image')} read"
+    name, read = f"{split.name} read", f"{split.read:,} of {_counted(split.images, 'image')} looked at"
     if not split.bad:
         return Finding(name, f"{read}, nothing wrong")
     count = f"{_counted(len(split.bad), 'image')} cannot be used"

@@ -40,7 +40,7 @@ def test_a_data_set_that_is_well_has_its_images_classes_sizes_and_kinds_told(pho
     values = {finding.name: finding.value for finding in section.findings}
     assert values["data set"] == f"{photos}: train, val, each with a folder a class"
     assert values["train"] == "18 images, 3 classes of 6" and values["val"] == "12 images, 3 classes of 4"
-    assert values["train read"] == "18 of 18 images read, nothing wrong"
+    assert values["train read"] == "18 of 18 images looked at, nothing wrong"
     assert values["train pixels"] == "all 8 x 8" and values["train kinds"] == "18 PNG; 18 RGB"
     assert json.loads(json.dumps(section.data))["splits"]["val"] == {
         "images": 12,

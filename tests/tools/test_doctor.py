@@ -276,7 +276,11 @@ def test_what_is_wrong_with_the_command_is_said_in_one_line_and_no_more(form, ar
         ("model.head.num_classes=7", "3 classes, but the model has 7"),
         ("dataloader.train.sampler.batch_size=0", "batch_size"),
         ("dataloader.train.sampler={batch_size: 1000, drop_last: true}", "images do not fill one batch"),
-        ("lr_scheduler={name: CosineDecay, learning_rate: 1.0e-3, base_batch_size: 4096, min_lr: 1.0e-5, decay_epochs: 1}", "min_lr"),
+        (
+            "lr_scheduler={name: CosineDecay, learning_rate: 0.001, base_batch_size: 4096, min_lr: 1.0e-5, "
+            "decay_epochs: 1}",
+            "min_lr",
+        ),
     ],
 )
 def test_what_a_training_would_refuse_of_data_and_schedule_is_an_error(run, config, override, text):
