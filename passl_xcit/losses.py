@@ -39,7 +39,8 @@ def soft_distillation(logits, teacher_logits, tau=1.0):
 
     The mean is over batch and classes, as in DeiT's code (losses.py), not in its equation 2: 1/K of the usual one.
     """
-    student, teacher = _log_probabilities(logits / tau), _log_probabilities(teacher_logits / tau)
+    scale = 1.0 / tau  # Ascend has no kernel for a quotient by a number
+    student, teacher = _log_probabilities(logits * scale), _log_probabilities(teacher_logits * scale)
     return (teacher.exp() * (teacher - student)).mean() * tau**2
 
 

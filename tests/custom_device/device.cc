@@ -1,6 +1,6 @@
 // A device without hardware, for tests: the runtime and the collective communication of Paddle's custom-device
-// interface (paddle/phi/backends/device_ext.h), written from that header. It has no kernels: Paddle runs each operator
-// on the CPU, with copies from and to the device.
+// interface (paddle/phi/backends/device_ext.h), written from that header. It has hardly any kernels (kernels.cc): Paddle
+// runs each operator on the CPU, with copies from and to the device.
 //
 // Device memory is an address range that nobody may touch; its contents lie elsewhere. A device pointer that is used on
 // the host faults, and a host pointer that is used as a device pointer is refused, as is memory that is not allocated.

@@ -2,12 +2,13 @@
 //
 // - Most of Paddle's CPU operators know no float16 and bfloat16. Here they get kernels that widen the inputs, run the
 //   float32 one and round its results, as a device computes that sums in float32.
-// - Paddle itself fills tensors and adds gradients up with the kernels of `full` and `add`, and where the device has none,
-//   runs the CPU's on the device's pointers.
+// - Paddle itself fills tensors and adds gradients up with the kernels of `full` and `add`, and where the device has
+//   none, runs the CPU's on the device's pointers.
 // - The gradient of a product whose one factor needs none: Paddle frees the other factor's memory and cannot, then,
-//   copy it to the CPU. It gets a kernel on the device, which copies what is there.
+//   copy it to the CPU. It gets a kernel on the device, which reads what is there.
 //
-// An operator that still fails with "kernel is not registered" belongs into the list at the end.
+// The kernels on the device see its memory as it does itself: they make no copies between host and device. An operator
+// that still fails with "kernel is not registered" belongs into the list at the end.
 
 #include <cstdlib>
 #include <cstring>
@@ -22,10 +23,7 @@
 #include "paddle/phi/core/dense_tensor.h"
 #include "paddle/phi/core/kernel_factory.h"
 #include "paddle/phi/core/kernel_utils.h"
-#include "paddle/phi/kernels/activation_grad_kernel.h"
-#include "paddle/phi/kernels/activation_kernel.h"
 #include "paddle/phi/kernels/adamw_kernel.h"
-#include "paddle/phi/kernels/amp_kernel.h"
 #include "paddle/phi/kernels/batch_norm_grad_kernel.h"
 #include "paddle/phi/kernels/batch_norm_kernel.h"
 #include "paddle/phi/kernels/conv_grad_kernel.h"
@@ -79,8 +77,9 @@ DenseTensor Rounded(const DenseTensor& tensor, DataType type) {
 
 bool IsOnCpu(const phi::DeviceContext& context) { return context.GetPlace().GetType() == phi::AllocationType::CPU; }
 
-// What a kernel on the device reads and writes: no copy between host and device.
-void* BytesOnDevice(const phi::DeviceContext& context, const DenseTensor& tensor, size_t size) {
+// Where a kernel of this context reads and writes a tensor.
+void* BytesOf(const DenseTensor& tensor, size_t size, const phi::DeviceContext& context) {
+  if (IsOnCpu(context)) return const_cast<void*>(tensor.data());
   context.Wait();
   void* bytes = test_device_bytes(context.GetPlace().GetDeviceId(), tensor.data(), size);
   if (!bytes) throw std::runtime_error("a kernel's tensor is not on the device");
@@ -100,7 +99,7 @@ DenseTensor ForCpu(const DenseTensor& tensor, const phi::DeviceContext& context)
   if (IsOnCpu(context)) {
     here = tensor;
   } else {
-    std::memcpy(Cpu().Alloc(&here, tensor.dtype()), BytesOnDevice(context, tensor, size), size);
+    std::memcpy(Cpu().Alloc(&here, tensor.dtype()), BytesOf(tensor, size, context), size);
   }
   return IsHalf(here.dtype()) ? Widened(here) : here;
 }
@@ -133,18 +132,6 @@ struct Argument<const paddle::optional<DenseTensor>&> {
 };
 
 template <>
-struct Argument<const std::vector<const DenseTensor*>&> {
-  std::vector<DenseTensor> tensors;
-  std::vector<const DenseTensor*> value;
-  Argument(const std::vector<const DenseTensor*>& given, const phi::DeviceContext& context) {
-    for (auto* tensor : given) tensors.push_back(ForCpu(*tensor, context));
-    for (auto& tensor : tensors) value.push_back(&tensor);
-  }
-  const std::vector<const DenseTensor*>& get() { return value; }
-  void Finish() {}
-};
-
-template <>
 struct Argument<DenseTensor*> {
   DenseTensor* const target;
   const phi::DeviceContext& context;
@@ -166,7 +153,7 @@ struct Argument<DenseTensor*> {
     const size_t size = result.numel() * phi::SizeOf(type);
     target->Resize(result.dims());
     context.Alloc(target, type);
-    if (size) std::memcpy(IsOnCpu(context) ? target->data() : BytesOnDevice(context, *target, size), result.data(), size);
+    if (size) std::memcpy(BytesOf(*target, size, context), result.data(), size);
   }
 };
 
@@ -193,22 +180,6 @@ void KeepMasterWeight(Arguments& all) {
   DenseTensor* kept = std::get<27>(all).target;
   if (kept) std::memcpy(Cpu().Alloc<float>(kept), updated.data<float>(), updated.numel() * sizeof(float));
 }
-
-template <>
-struct Argument<std::vector<DenseTensor*>> {
-  std::vector<Argument<DenseTensor*>> tensors;
-  Argument(const std::vector<DenseTensor*>& given, const phi::DeviceContext& context) {
-    for (auto* tensor : given) tensors.emplace_back(tensor, context);
-  }
-  std::vector<DenseTensor*> get() {
-    std::vector<DenseTensor*> all;
-    for (auto& tensor : tensors) all.push_back(tensor.get());
-    return all;
-  }
-  void Finish() {
-    for (auto& tensor : tensors) tensor.Finish();
-  }
-};
 
 template <int Number, typename Signature>
 struct Widening;
@@ -250,11 +221,12 @@ template <int Number, typename Signature>
 void Register(const char* name, bool on_device, const std::vector<DataType>& types) {
   auto& kernels = phi::KernelFactory::Instance().kernels()[name];
   const auto layout = phi::DataLayout::ALL_LAYOUT;
+  const auto backend = on_device ? paddle::experimental::StringToBackend(DEVICE_TYPE) : phi::Backend::CPU;
   const phi::Kernel float32 = kernels.at(phi::KernelKey(phi::Backend::CPU, layout, DataType::FLOAT32));
   using Here = Widening<Number, Signature>;
   Here::float32 = float32.GetVariadicKernelFn<typename Here::Function>();
   for (auto type : types) {
-    const phi::KernelKey key(on_device ? paddle::experimental::StringToBackend(DEVICE_TYPE) : phi::Backend::CPU, layout, type);
+    const phi::KernelKey key(backend, layout, type);
     if (kernels.count(key)) continue;
     phi::Kernel kernel = on_device ? KernelOf<Here, phi::CustomContext>() : KernelOf<Here, phi::CPUContext>();
     *kernel.mutable_args_def() = float32.args_def();
@@ -272,13 +244,13 @@ void Register(const char* name, bool on_device, const std::vector<DataType>& typ
 #define ON_DEVICE(name, Function) \
   REGISTER(name, Function, true, DataType::FLOAT32, DataType::FLOAT16, DataType::BFLOAT16)
 
-// Not more types than Ascend's plugin has (PaddleCustomDevice, backends/npu/kernels, commit 77090b64).
+// Not more types than Ascend's plugin has (PaddleCustomDevice, backends/npu/kernels, commit 77090b64). Softmax is there
+// so that it could run in half precision: that it does not is the project's doing.
 void RegisterKernels() {
   ON_CPU(adamw, AdamwDenseKernel)
   ON_CPU(add_grad, AddGradKernel)
   ON_CPU_FLOAT16(batch_norm, BatchNormKernel)
   ON_CPU_FLOAT16(batch_norm_grad, BatchNormGradKernel)
-  ON_CPU(check_finite_and_unscale, CheckFiniteAndUnscaleKernel)
   ON_CPU(conv2d, ConvKernel)
   ON_CPU(conv2d_grad, ConvGradKernel)
   ON_CPU_FLOAT16(depthwise_conv2d, DepthwiseConvKernel)
