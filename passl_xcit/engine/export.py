@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from passl_xcit.engine.runtimes import MISSING, ONNX, PARAMETERS, PROGRAM, runtimes
+from passl_xcit.engine.runtimes import MISSING, ONNX, PARAMETERS, PROGRAM, runtimes, without_chatter
 from passl_xcit.utils.errors import ConfigError, UserError
 
 SIDECAR = "export.json"
@@ -60,7 +59,7 @@ def export_model(model, folder, image_size, softmax=False, formats=FORMATS[:1], 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder}: is there already and not empty; give another folder")
     was_training = model.training
-    with _new_folder(folder) as made, _without_chatter():
+    with _new_folder(folder) as made, without_chatter():
         exported = Exported(model, softmax)
         exported.eval()
         try:
@@ -75,24 +74,6 @@ def export_model(model, folder, image_size, softmax=False, formats=FORMATS[:1], 
             (made / PARAMETERS).unlink()
         (made / SIDECAR).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return report
-
-
-@contextlib.contextmanager
-def _without_chatter():
-    """What the engines print by themselves goes nowhere; what goes wrong is raised."""
-    sys.stdout.flush()
-    kept = [(number, os.dup(number)) for number in (1, 2)]
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        for number, _ in kept:
-            os.dup2(nowhere, number)
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        for number, copy in kept:
-            os.dup2(copy, number)
-            os.close(copy)
-        os.close(nowhere)
 
 
 @contextlib.contextmanager

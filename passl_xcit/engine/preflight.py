@@ -163,8 +163,6 @@ def calls_of(cfg, kernels):
             evaluator = builder.build_evaluator(cfg, model)
             calls[EVALUATION] = _of_evaluation(evaluator, trainer.precision, half)
             calls[EXPORT] = _of_export(model, next(iter(evaluator.loader))[0])
-    if not calls[TRAINING]:
-        raise UserError("this Paddle logs no kernels; if GLOG_minloglevel is set, unset it")
     return calls
 
 
@@ -178,6 +176,8 @@ def _of_training(trainer, half):
         for hook in averages:
             hook.train_iter_end(trainer)
     found = _types_of(calls)
+    if not found:
+        raise UserError("this Paddle logs no kernels; if GLOG_minloglevel is set, unset it")
     if half is None:
         return set(found)
     gradients = [index for index, (operator, _) in enumerate(found) if operator.endswith("_grad")]

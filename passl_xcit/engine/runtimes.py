@@ -1,6 +1,9 @@
 """Exported models in the engines that run them: float32 images [B, C, H, W] -> outputs [B, K], NumPy arrays."""
 
 import contextlib
+import io
+import os
+import sys
 
 from passl_xcit.utils.errors import ConfigError, DataError
 from passl_xcit.utils.startup import usable_cores
@@ -26,10 +29,10 @@ class PaddleInference:
 
         config = inference.Config(str(folder / PROGRAM), str(folder / PARAMETERS))
         config.disable_gpu()
-        config.disable_glog_info()
         config.set_cpu_math_library_num_threads(threads or usable_cores())
         config.enable_mkldnn() if onednn else config.disable_mkldnn()
-        self.predictor = inference.create_predictor(config)
+        with without_chatter():  # not disable_glog_info: it would silence Paddle in this process for good
+            self.predictor = inference.create_predictor(config)
 
     def __call__(self, images):
         (name,), (output,) = self.predictor.get_input_names(), self.predictor.get_output_names()
@@ -78,3 +81,21 @@ def runtimes(folder):
     if (folder / ONNX).exists():
         found["onnxruntime"] = OnnxRuntime(folder)
     return found
+
+
+@contextlib.contextmanager
+def without_chatter():
+    """What the engines print by themselves goes nowhere; what goes wrong is raised."""
+    sys.stdout.flush()
+    kept = [(number, os.dup(number)) for number in (1, 2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for number, _ in kept:
+            os.dup2(nowhere, number)
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        for number, copy in kept:
+            os.dup2(copy, number)
+            os.close(copy)
+        os.close(nowhere)

@@ -12,6 +12,7 @@ from passl_xcit.engine.export import export_model
 from passl_xcit.engine.runtimes import PaddleInference, runtimes
 from passl_xcit.modeling.factory import create_model
 from passl_xcit.utils.errors import ConfigError, DataError, UserError
+from passl_xcit.utils.kernels import recorded_calls
 
 pytestmark = pytest.mark.slow
 SMALL = {
@@ -50,6 +51,15 @@ def test_every_engine_computes_what_the_model_computes(name, tmp_path, capfd):
             images = noise(count, 3, *sides)
             np.testing.assert_allclose(run(images), logits(model, images), atol=1e-4)
     assert all(0 <= difference < 1e-4 for difference in report["difference"].values())
+
+
+def test_paddle_logs_its_kernels_afterwards_as_before(tmp_path):
+    """The pre-flight reads them."""
+    export_model(small("xcit_nano_12_p8_224"), tmp_path / "out", (32, 32))
+    PaddleInference(tmp_path / "out")(noise(1, 3, 32, 32))
+    with recorded_calls() as calls:
+        paddle.ones([2])
+    assert [call.operator for call in calls] == ["full"]
 
 
 @pytest.mark.parametrize("training", [True, False])

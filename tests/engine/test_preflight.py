@@ -1,5 +1,6 @@
 """Which operators a config runs, and what a device has for them."""
 
+import contextlib
 from pathlib import Path
 
 import paddle
@@ -113,7 +114,8 @@ def test_a_device_that_nobody_knows_is_refused():
         rows_of(DEMO, device="tpu")
 
 
-def test_a_paddle_that_logs_no_kernels_is_named(monkeypatch):
-    monkeypatch.setattr(module, "_of_training", lambda trainer, half: set())
+@pytest.mark.parametrize("overrides", [(), amp("O2", "float16")])
+def test_a_paddle_that_logs_no_kernels_is_named(overrides, monkeypatch):
+    monkeypatch.setattr(module, "recorded_calls", lambda: contextlib.nullcontext([]))
     with pytest.raises(UserError, match="this Paddle logs no kernels; if GLOG_minloglevel is set, unset it"):
-        rows_of(DEMO, *ONE_BLOCK)
+        rows_of(DEMO, *ONE_BLOCK, *overrides)
