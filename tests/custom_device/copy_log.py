@@ -12,8 +12,7 @@ from collections import Counter
 
 from paddle.base import core
 
-LEVEL = {"*api*": 6}
-core.set_vlog_level(dict.fromkeys(LEVEL, 0))  # see passl_xcit/utils/kernels.py
+from passl_xcit.utils.kernels import LOG_LEVEL
 
 KERNEL = r'\] (?P<operator>\w+) (?:API )?kernel: \{"input":\[(?P<inputs>[^\]]*)\],\s*"output":\[(?P<outputs>[^\]]*)\]'
 COPY = r"test device: copy from (?P<source>-?\d+) to (?P<target>-?\d+): (?P<bytes>\d+) bytes"
@@ -78,10 +77,10 @@ def recording():
             return Copies(text.decode(errors="replace"))
 
         os.dup2(log.fileno(), 2)
-        core.set_vlog_level(LEVEL)
+        core.set_vlog_level(LOG_LEVEL)
         try:
             yield since_last
         finally:
-            core.set_vlog_level(dict.fromkeys(LEVEL, 0))
+            core.set_vlog_level(dict.fromkeys(LOG_LEVEL, 0))
             os.dup2(before, 2)
             os.close(before)

@@ -10,6 +10,9 @@ from test_one_device import DISTILLATION
 from test_two_devices import BATCHES, HERE, launch
 from tiny_run import tiny_file
 
+from passl_xcit.utils.kernels import CAN_RECORD
+
+pytestmark = pytest.mark.skipif(not CAN_RECORD, reason="this Paddle does not log its kernels")
 LOGGED = {"TEST_DEVICE_LOG": 1, "GLOG_minloglevel": 0}
 NO_LINE = ("epochs=1", "log_config.interval=50")  # the first iteration alone writes a line
 EMA = "custom_config=[{name: EvaluateHook}, {name: EMAHook, decay: 0.9}]"
