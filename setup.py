@@ -5,6 +5,10 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "passl_xcit/__init__.py").read_text()).group(1)
+# Folders of a checkout that are installed, too; passl_xcit/utils/shipped.py finds them in either place.
+INTO_THE_PACKAGE = {"passl_xcit_tools": "tools", "passl_xcit.configs": "configs", "passl_xcit.weights": "weights"}
+
+NOTEBOOKS = ["nbclient>=0.8", "ipykernel>=6.20"]
 
 setup(
     name="passl_xcit",
@@ -14,9 +18,13 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.9",
-    packages=[*find_packages(include=["passl_xcit", "passl_xcit.*"]), "passl_xcit_tools"],
-    package_dir={"passl_xcit_tools": "tools"},
-    package_data={"passl_xcit": ["datasets/fashion_mnist/*", "modeling/zoo.yaml", "utils/ascend_kernels.tsv"]},
+    packages=[*find_packages(include=["passl_xcit", "passl_xcit.*"]), *INTO_THE_PACKAGE],
+    package_dir=INTO_THE_PACKAGE,
+    package_data={
+        "passl_xcit": ["datasets/fashion_mnist/*", "modeling/zoo.yaml", "utils/ascend_kernels.tsv"],
+        "passl_xcit.configs": ["**/*.yaml"],
+        "passl_xcit.weights": ["*.pdparams"],
+    },
     install_requires=[
         "paddlepaddle>=3.0",
         "numpy>=1.24",
@@ -35,7 +43,17 @@ setup(
         "export": ["paddle2onnx>=2.1.0", "onnxruntime>=1.20"],
         # What tests/peers compares with; MindCV needs an environment of its own (NumPy below 2).
         "peers": ["timm", "mmpretrain==1.2.0", "mmcv-lite", "mmengine", "safetensors"],
-        "test": ["pytest>=7.4", "paddle2onnx>=2.1.0", "onnxruntime>=1.20", "hypothesis>=6.80", "ruff==0.17.6"],
+        "notebooks": NOTEBOOKS,
+        "test": [
+            *NOTEBOOKS,
+            "pytest>=7.4",
+            "paddle2onnx>=2.1.0",
+            "onnxruntime>=1.20",
+            "hypothesis>=6.80",
+            "ruff==0.17.6",
+            "setuptools>=62.3",
+            "wheel>=0.40",
+        ],
     },
     entry_points={
         "console_scripts": [
@@ -45,6 +63,9 @@ setup(
             "passl-xcit-export = passl_xcit_tools.export:console",
             "passl-xcit-visualize = passl_xcit_tools.visualize:console",
             "passl-xcit-convert-weights = passl_xcit_tools.convert_weights:console",
+            "passl-xcit-extract-weight = passl_xcit_tools.extract_weight:console",
+            "passl-xcit-draw-curves = passl_xcit_tools.draw_curves:console",
+            "passl-xcit-model-zoo = passl_xcit_tools.model_zoo:console",
             "passl-xcit-doctor = passl_xcit_tools.doctor:console",
         ]
     },

@@ -15,6 +15,11 @@ _WHERE = {
     "list_models": "modeling.factory",
     "get_config": "modeling.factory",
     "Predictor": "engine.predictor",
+    "train": "engine.launch",
+    "evaluate": "engine.launch",
+    "draw_pages": "engine.look_inside",
+    "class_maps": "modeling.attention",
+    "channel_maps": "modeling.attention",
     "read_checkpoint": "modeling.state_dict",
     "load_weights": "modeling.weights",
     "convert_weights": "modeling.convert",
@@ -23,14 +28,14 @@ _WHERE = {
     "DataError": "utils.errors",
     "UserError": "utils.errors",
 }
-_WITH_PADDLE = ("modeling.factory", "modeling.weights", "modeling.convert", "engine.predictor")
+_WITHOUT_PADDLE = ("modeling.state_dict", "utils.errors")
 __all__ = sorted(_WHERE)
 
 
 def __getattr__(name):
     if name not in _WHERE:
         raise AttributeError(f"module 'passl_xcit' has no attribute '{name}'")
-    if _WHERE[name] in _WITH_PADDLE and "paddle" not in sys.modules:
+    if _WHERE[name] not in _WITHOUT_PADDLE and "paddle" not in sys.modules:
         importlib.import_module("passl_xcit.utils.startup").prepare_paddle()
     return getattr(importlib.import_module(f"passl_xcit.{_WHERE[name]}"), name)
 

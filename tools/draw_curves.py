@@ -46,5 +46,10 @@ def main(argv=None):
     draw_schedules(rates, args.output)
 
 
-if __name__ == "__main__":
+def console():
+    """The command `passl-xcit-draw-curves`."""
     exit_with_one_line(main)
+
+
+if __name__ == "__main__":
+    console()

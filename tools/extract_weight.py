@@ -33,5 +33,10 @@ def main(argv=None):
     print(f"{count} arrays written to {args.output}")
 
 
-if __name__ == "__main__":
+def console():
+    """The command `passl-xcit-extract-weight`."""
     exit_with_one_line(main)
+
+
+if __name__ == "__main__":
+    console()

@@ -252,5 +252,10 @@ def main(argv=None):
     return 0
 
 
-if __name__ == "__main__":
+def console():
+    """The command `passl-xcit-model-zoo`."""
     exit_with_one_line(main)
+
+
+if __name__ == "__main__":
+    console()

@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import os
-from pathlib import Path
 
 import paddle
 
@@ -18,7 +17,7 @@ from passl_xcit.hooks.checkpoint_hook import CheckpointHook
 from passl_xcit.modeling.factory import is_address, local_file
 from passl_xcit.modeling.weights import load_weights
 from passl_xcit.utils import dist
-from passl_xcit.utils.config import load_config
+from passl_xcit.utils.config import Override, load_config
 from passl_xcit.utils.device import (
     current_place,
     default_device,
@@ -29,8 +28,44 @@ from passl_xcit.utils.device import (
 )
 from passl_xcit.utils.errors import CheckpointError, ConfigError
 from passl_xcit.utils.logger import TRAINER, get_logger, log_to_folder, setup_logger
+from passl_xcit.utils.shipped import shipped
 
 logger = get_logger(TRAINER)
+
+
+def train(config, load=None, resume=None, overrides=None):
+    """Train what a config describes, as `tools/train.py` does; from a notebook, say.
+
+    Args:
+        config: path of a YAML file.
+        load: weights that the model starts with, as for `run`.
+        resume: checkpoint to go on from, or `auto` for the newest of the output folder.
+        overrides: {dotted path: value} for the config, such as {"optimizer.weight_decay": 0.1}.
+
+    Returns:
+        {"acc1", "acc5", "epoch", "iter"} of the best epoch; {} where nothing was evaluated.
+
+    Raises:
+        UserError: for anything the user can mend, with nothing written to the disk.
+    """
+    return run(config, _as_overrides(overrides), load, resume)
+
+
+def evaluate(config, weights, overrides=None):
+    """Evaluate weights as a config describes it, as `tools/validate.py` does: {"acc1", "acc5"}, in percent.
+
+    Args:
+        config, overrides: see `train`.
+        weights: file of any format that `load_weights` reads, or its address; it must fit exactly.
+
+    Raises:
+        UserError: for anything the user can mend.
+    """
+    return run(config, _as_overrides(overrides), weights, evaluate_only=True)
+
+
+def _as_overrides(values):
+    return [Override(path, value, f"overrides['{path}']") for path, value in (values or {}).items()]
 
 
 @lack_of_memory_told()
@@ -154,7 +189,7 @@ def _check_options(load, resume_from, evaluate_only, distribute):
         other = "--load" if load else "--evaluate-only"
         raise ConfigError(f"--resume and {other} cannot go together: --resume takes weights and training state")
     for option, path in (("--load", load), ("--resume", None if resume_from == "auto" else resume_from)):
-        if path and not is_address(path) and not Path(path).exists():
+        if path and not is_address(path) and not shipped(path).exists():
             raise CheckpointError(f"{option} {path}: there is no such file")
     processes = dist.launched_processes()
     if distribute is True and processes == 1:

@@ -21,6 +21,7 @@ from passl_xcit.modeling.formats import (
 )
 from passl_xcit.utils.errors import CheckpointError
 from passl_xcit.utils.new_file import replace_file
+from passl_xcit.utils.shipped import shipped
 
 HEAD_BYTES = 512
 DIGEST = "digest"
@@ -69,7 +70,8 @@ def read_file(path, limit=8 * 2**30):
     A file of `write_file` is compared with its digest, which is not part of the result; one without is accepted.
 
     Args:
-        path: str or path; its extension does not matter.
+        path: str or path; its extension does not matter. The demo's `weights/...` are found everywhere
+            (`utils/shipped.py`).
         limit: bytes; a larger file is refused before it is read.
 
     Raises:
@@ -86,7 +88,7 @@ def read_file(path, limit=8 * 2**30):
 def _as_path(path):
     if not isinstance(path, (str, os.PathLike)) or not str(path) or "\0" in str(path):
         raise CheckpointError(f"{path!r} is not the path of a weight file")
-    return Path(path)
+    return shipped(path)
 
 
 def _read_bytes(path, limit):

@@ -3,16 +3,25 @@
 import argparse
 import contextlib
 import os
+import re
 import sys
 from pathlib import Path
 
 from passl_xcit.utils.config import Override, load_config, parse_override
 from passl_xcit.utils.errors import ConfigError
 
+COMMANDS = "passl-xcit-"  # how setup.py begins their names
+
 
 def make_parser(description):
-    """A parser that shows `description` as it is written and takes no shortened flags."""
-    form = argparse.RawDescriptionHelpFormatter
+    """A parser that shows `description` as it is written and takes no shortened flags.
+
+    Where a console command runs, the description names it in place of `tools/<tool>.py`.
+    """
+    form, command = argparse.RawDescriptionHelpFormatter, Path(sys.argv[0]).name
+    if command.startswith(COMMANDS):
+        tool = command[len(COMMANDS) :].replace("-", "_")
+        description = re.sub(rf"(python )?tools/{tool}\.py", command, description)
     return argparse.ArgumentParser(description=description, formatter_class=form, allow_abbrev=False)
 
 

@@ -9,13 +9,13 @@ import os
 import re
 import reprlib
 import stat
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
 from passl_xcit.utils.errors import ConfigError
 from passl_xcit.utils.registry import join
+from passl_xcit.utils.shipped import ROOT, shipped
 
 MAX_BYTES = 1_000_000
 MAX_ITEMS = 100_000  # a few aliases can stand for billions of items
@@ -139,10 +139,12 @@ class Config:
 def load_config(path, overrides=()):
     """Read the YAML file `path` with its `_base_` files, then apply `overrides`, a list of Override.
 
+    A path that begins with `configs/` and is not there is that of a config of this project (`utils/shipped.py`).
+
     Raises:
         ConfigError: with file, and line or dotted path, for anything that is not a mapping of plain finite values.
     """
-    return Config(*_read_with_bases(Path(path), ())).overridden(overrides)
+    return Config(*_read_with_bases(shipped(path), ())).overridden(overrides)
 
 
 def dump_config(data):
@@ -174,7 +176,7 @@ def _read_with_bases(path, chain):
         raise ConfigError(f"{path}: _base_ is a path or a list of paths, not {bases!r}")
     merged, origins = {}, {"": str(path)}
     for base in bases:
-        base_data, base_origins = _read_with_bases(path.parent / base, (*chain, place))
+        base_data, base_origins = _read_with_bases(shipped(base, path.parent), (*chain, place))
         merged = _merge(merged, base_data, origins, base_origins, "")
     own_origins = {dotted: str(path) for dotted in _paths(data, "")}
     return _merge(merged, data, origins, own_origins, ""), origins
@@ -202,8 +204,12 @@ def _read_yaml(path):
 
 
 def _nearest_config(path):
-    """The end of an error message: the config that is called most like `path`, in its folder or in those of that."""
-    found = (other for pattern in ("*/*.yaml", "*.yaml") for other in path.parent.glob(pattern))
+    """The end of an error message: the config that is called most like `path`, in its folder or in those of that.
+
+    A folder that is not there counts as the one of that name in this project.
+    """
+    folder = path.parent if path.parent.is_dir() else ROOT / path.parent
+    found = (other for pattern in ("*/*.yaml", "*.yaml") for other in folder.glob(pattern))
     others = {other.stem: other for other in found if other.is_file()}
     close = difflib.get_close_matches(path.stem, others, n=1)
     return f"; did you mean {others[close[0]]}?" if close else ""

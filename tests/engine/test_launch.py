@@ -8,6 +8,7 @@ import paddle
 import pytest
 from tiny_run import tiny_config, tiny_file, tiny_run
 
+import passl_xcit
 from passl_xcit.datasets.imagenet import ImageNet
 from passl_xcit.engine import builder, launch
 from passl_xcit.modeling.checkpoint_formats import read_file, write_file
@@ -321,3 +322,23 @@ def keeping_the_model(load, models):
             models.append({name: tensor.numpy() for name, tensor in model.state_dict().items()})
 
     return wrapped
+
+
+class TestFromPython:
+    def test_a_training_and_an_evaluation_take_values_by_their_paths(self, tmp_path):
+        config = tiny_file(tmp_path)
+        best = passl_xcit.train(config, overrides={"epochs": 1, "dataloader.train.sampler.batch_size": 8})
+        checkpoint = tmp_path / "out" / "latest.pdparams"
+        assert best["epoch"] == 1 and best["iter"] == 3
+        found = passl_xcit.evaluate(config, checkpoint, {"dataloader.val.sampler.batch_size": 1})
+        assert found == {"acc1": best["acc1"], "acc5": best["acc5"]}
+        again = passl_xcit.train(
+            config, resume="auto", overrides={"epochs": 2, "dataloader.train.sampler.batch_size": 8}
+        )
+        assert again["iter"] in (3, 6) and read_file(checkpoint)["epoch"] == 2
+
+    def test_a_wrong_value_is_named_by_its_path(self, tmp_path):
+        with pytest.raises(ConfigError, match=r"^overrides\['epoch'\]: epoch: the config takes no 'epoch'"):
+            passl_xcit.train(tiny_file(tmp_path), overrides={"epoch": 1})
+        with pytest.raises(CheckpointError, match="--load gone.pdparams: there is no such file"):
+            passl_xcit.evaluate(tiny_file(tmp_path), "gone.pdparams")

@@ -1,11 +1,12 @@
 """What --data_dir means: a folder in it for a data set of one folder a split, all of it for one that has a `split`."""
 
 import argparse
+import sys
 
 import pytest
 import yaml
 
-from passl_xcit.utils.command_line import overrides_of
+from passl_xcit.utils.command_line import make_parser, overrides_of
 from passl_xcit.utils.errors import ConfigError
 
 FOLDERS = {"train": {"name": "ImageNet", "dataroot": "a"}, "val": {"name": "ImageNet", "dataroot": "b"}}
@@ -58,3 +59,16 @@ def test_a_config_without_data_sets_is_left_to_the_check_of_the_config(tmp_path,
 def test_what_does_not_exist_is_refused(tmp_path, datasets, data, message):
     with pytest.raises(ConfigError, match=message):
         dataroots(tmp_path, datasets, tmp_path / data)
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("tools/train.py", "python tools/train.py -c A\n-m launch tools/train.py; tools/test.py"),
+        ("/usr/bin/passl-xcit-train", "passl-xcit-train -c A\n-m launch passl-xcit-train; tools/test.py"),
+    ],
+)
+def test_the_help_names_the_command_that_was_called(command, shown, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [command])
+    text = "python tools/train.py -c A\n-m launch tools/train.py; tools/test.py"
+    assert shown in make_parser(text).format_help()
