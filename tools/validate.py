@@ -2,9 +2,11 @@
 
 python tools/validate.py CONFIG.yaml CHECKPOINT                                    as mmpretrain's tools/test.py
 python tools/validate.py -c CONFIG.yaml --data_dir DIR --ckpt_path CHECKPOINT      as MindCV's validate.py
+python tools/validate.py CONFIG.yaml CHECKPOINT --knn                              features, by nearest neighbours
 
 CHECKPOINT is a file of PASSL, facebookresearch, IBM, timm, mmpretrain or MindCV, in any of their formats, or its
-address. DIR holds val/ with a folder of images a class. Without a checkpoint nothing is evaluated.
+address. DIR holds val/ (with --knn: and train/) with a folder of images a class. Without a checkpoint nothing is
+evaluated.
 """
 
 import sys
@@ -26,7 +28,18 @@ def parse_args(argv):
         "--ckpt_path", "--load", dest="ckpt_path", type=not_empty, metavar="CHECKPOINT", help="the same"
     )
     add_override_options(parser)
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--knn", action="store_true", help="let the nearest of the config's training images vote, not the classifier"
+    )
+    parser.add_argument(
+        "--stage",
+        type=not_empty,
+        help="whose features --knn compares, such as patch_tokens or block_5 (default: what the classifier gets)",
+    )
+    args = parser.parse_args(argv)
+    if args.stage and not args.knn:
+        parser.error("--stage goes with --knn")
+    return args
 
 
 def one_of(positional, flag, name):
@@ -43,9 +56,11 @@ def main(argv=None):
     config = one_of(args.config, args.c, "config")
     checkpoint = one_of(args.checkpoint, args.ckpt_path, "checkpoint")
     prepare_paddle()
+    from passl_xcit.engine.features import STAGE
     from passl_xcit.engine.launch import run
 
-    run(config, overrides_of(args, config, splits=("val",)), load=checkpoint, evaluate_only=True)
+    overrides = overrides_of(args, config, splits=("train", "val") if args.knn else ("val",))
+    run(config, overrides, load=checkpoint, evaluate_only=True, knn=(args.stage or STAGE) if args.knn else None)
 
 
 def console():

@@ -109,6 +109,7 @@ EXPERIMENT = Section(
     },
 )
 AUTO = "auto"  # as `num_classes`: as many as the data set has
+HOW_READ = ("transforms", "batch_transforms", "on_bad_image", "max_bad_share")  # of a data set's arguments
 NEEDED_TO_TRAIN = ("epochs", "lr_scheduler", "optimizer", "dataloader.train")
 
 
@@ -200,6 +201,17 @@ def build_loader(cfg, split, num_classes):
         return LOADER.build(_loader_node(node, path), f"{path}.loader", **runtime)
 
 
+def build_train_loader_to_evaluate(cfg, num_classes):
+    """The ImageLoader of the training images as an evaluation reads them: each once, with val's transforms."""
+    if cfg["dataloader"].get("train") is None:
+        raise ConfigError("'dataloader.train' is needed: its images are compared with", "dataloader.train")
+    train, val = (cfg["dataloader"][split]["dataset"] for split in ("train", "val"))
+    own = {key: value for key, value in train.items() if key not in HOW_READ}
+    node = {**own, **{key: val[key] for key in HOW_READ if key in val}}
+    cfg = cfg.overridden([Override("dataloader.val.dataset", node, cfg.where("dataloader.train.dataset"))])
+    return build_loader(cfg, "val", num_classes)
+
+
 def _loader_node(node, path):
     loader, workers = dict(node.get("loader") or {}), node.get("num_workers")
     if workers is not None and "num_workers" in loader:
@@ -240,7 +252,7 @@ def build_trainer(cfg, model):
         guard = GUARD.build(cfg.get("non_finite") or {}, "non_finite")
     evaluator = build_evaluator(cfg, model) if evaluates else None
     if evaluator:
-        _check_same_classes(train_loader, evaluator)
+        check_same_classes(train_loader.dataset, evaluator.loader.dataset)
     return Trainer(
         model,
         train_loader,
@@ -304,9 +316,8 @@ def _build_precision(cfg):
     return PRECISION.build(cfg.get("AMP") or {}, "AMP")
 
 
-def _check_same_classes(train_loader, evaluator):
+def check_same_classes(train, val):
     """Labels are numbers: folders of other names in the other split would be other classes under the same numbers."""
-    train, val = train_loader.dataset, evaluator.loader.dataset
     difference = _first_other_class(train.class_names, val.class_names)
     if difference:
         _, ours, theirs = difference

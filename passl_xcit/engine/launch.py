@@ -9,6 +9,7 @@ import paddle
 from passl_xcit.engine import builder
 from passl_xcit.engine.checkpoint import resume, resume_newest
 from passl_xcit.engine.gradients import set_aside_diagnoses
+from passl_xcit.engine.knn import evaluate_knn
 from passl_xcit.engine.run_lock import run_lock
 from passl_xcit.engine.run_record import write_run_record
 from passl_xcit.engine.run_summary import log_summary
@@ -69,7 +70,7 @@ def _as_overrides(values):
 
 
 @lack_of_memory_told()
-def run(config_file, overrides=(), load=None, resume_from=None, evaluate_only=False, distribute=None):
+def run(config_file, overrides=(), load=None, resume_from=None, evaluate_only=False, distribute=None, knn=None):
     """Train, or with `evaluate_only` evaluate, what `config_file` describes.
 
     Args:
@@ -80,6 +81,8 @@ def run(config_file, overrides=(), load=None, resume_from=None, evaluate_only=Fa
         resume_from: checkpoint to go on from, or `auto` for the newest of the output folder.
         evaluate_only: evaluate and stop; needs no training data and builds no optimizer.
         distribute: True or False insist on several processes or on one; None takes what was launched.
+        knn: a stage of the model whose features are evaluated by their nearest neighbours in the training images,
+            instead of the classifier; goes with `evaluate_only`. The weights need not have a classifier.
 
     Raises:
         UserError: for anything the user can mend, with nothing written to the disk.
@@ -94,17 +97,27 @@ def run(config_file, overrides=(), load=None, resume_from=None, evaluate_only=Fa
     logger.info(f"train with paddle {paddle.__version__} on {current_place()} device")
     model = builder.build_model(cfg, training=not evaluate_only)
     if load:
-        load_weights(model, local_file(load), adapt=not evaluate_only)
+        load_weights(model, local_file(load), adapt=not evaluate_only or knn is not None)
     elif evaluate_only:
         logger.warning("no --load: the weights are untrained, and the accuracy will be that of guessing")
     elif not resume_from and getattr(getattr(model, "student", model), "freeze", ()):
         logger.warning("freeze without --load: what is frozen stays untrained")
+    if knn is not None:
+        return _evaluate_knn(cfg, model, load, knn)
     if evaluate_only:
         evaluator = builder.build_evaluator(cfg, model, explain_chance=bool(load))
         builder.check_class_order(model, evaluator.loader.dataset)
         warn_of_other_preprocess(cfg, model, load)
         return evaluator.evaluate()
     return _train(cfg, model, resume_from)
+
+
+def _evaluate_knn(cfg, model, load, stage):
+    train_loader = builder.build_train_loader_to_evaluate(cfg, model.num_classes)
+    val_loader = builder.build_loader(cfg, "val", model.num_classes)
+    builder.check_same_classes(train_loader.dataset, val_loader.dataset)
+    warn_of_other_preprocess(cfg, model, load)
+    return evaluate_knn(model, train_loader, val_loader, stage)
 
 
 def _select_device(name):

@@ -49,6 +49,16 @@ def sum_over_processes(numbers):
     return total.tolist()
 
 
+def gathered(tensor):
+    """The tensors of this shape and type that all processes have, in their order."""
+    if world_size() == 1:
+        return [tensor]
+    tensors = []
+    with _a_lost_process_named():
+        dist.all_gather(tensors, tensor)
+    return tensors
+
+
 def copy_from_first(tensors):
     """Give `tensors` the values they have in the first process."""
     if world_size() > 1:
