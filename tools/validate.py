@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from passl_xcit.utils.command_line import add_override_options, make_parser, not_empty, overrides_of  # noqa: E402
+from passl_xcit.utils.command_line import add_override_options, make_parser, not_empty, overrides_of, pixels  # noqa: E402
 from passl_xcit.utils.errors import ConfigError, exit_with_one_line  # noqa: E402
 from passl_xcit.utils.startup import prepare_paddle  # noqa: E402
 
@@ -28,6 +28,11 @@ def parse_args(argv):
         "--ckpt_path", "--load", dest="ckpt_path", type=not_empty, metavar="CHECKPOINT", help="the same"
     )
     add_override_options(parser)
+    parser.add_argument(
+        "--size",
+        type=pixels,
+        help="pixels of the images, instead of the config's; they show the same part of a picture",
+    )
     parser.add_argument(
         "--knn", action="store_true", help="let the nearest of the config's training images vote, not the classifier"
     )
@@ -60,7 +65,8 @@ def main(argv=None):
     from passl_xcit.engine.launch import run
 
     overrides = overrides_of(args, config, splits=("train", "val") if args.knn else ("val",))
-    run(config, overrides, load=checkpoint, evaluate_only=True, knn=(args.stage or STAGE) if args.knn else None)
+    stage = (args.stage or STAGE) if args.knn else None
+    run(config, overrides, load=checkpoint, evaluate_only=True, knn=stage, size=args.size)
 
 
 def console():

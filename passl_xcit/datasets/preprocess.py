@@ -118,6 +118,33 @@ class Preprocess:
         return result
 
 
+def at_size(nodes, size):
+    """An evaluation's transforms for images whose shorter side has `size` pixels and that show the same part of all.
+
+    What cuts to a size and what scales before it are scaled together.
+
+    Args:
+        nodes: a list of transforms, as in a config.
+
+    Raises:
+        ConfigError: nothing in the list says a size.
+    """
+    sizes = {node["name"]: node["size"] for node in nodes if node["name"] in ("CenterCrop", "Resize")}
+    now = sizes.get("CenterCrop", sizes.get("Resize"))
+    if now is None:
+        raise ConfigError("have no CenterCrop and no Resize whose size could be another", "transforms")
+    ratio = size / _short_side(now)
+    return [{**node, "size": _scaled(node["size"], ratio)} if node["name"] in sizes else node for node in nodes]
+
+
+def _scaled(size, ratio):
+    return round(size * ratio) if isinstance(size, int) else [round(side * ratio) for side in size]
+
+
+def _short_side(size):
+    return size if isinstance(size, int) else min(size)
+
+
 def _made(node, path):
     TRANSFORMS.check(node, path)
     transform = TRANSFORMS.build(node, path)
@@ -130,8 +157,7 @@ def _crop_ratio(resize, crop):
     """The share of the resized image's shorter side that is left; None where one of the two is not there."""
     if resize is None or crop is None:
         return None
-    sides = [size if isinstance(size, int) else min(size) for size in (crop, resize)]
-    return round(sides[0] / sides[1], 4)
+    return round(_short_side(crop) / _short_side(resize), 4)
 
 
 def check_plain(value, path, most):

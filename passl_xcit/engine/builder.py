@@ -18,6 +18,7 @@ from passl_xcit.datasets import (  # noqa: F401
 )
 from passl_xcit.datasets.dataloader import ImageLoader
 from passl_xcit.datasets.dataset import check_labels
+from passl_xcit.datasets.preprocess import at_size
 from passl_xcit.datasets.sampler import DistributedBatchSampler  # noqa: F401
 from passl_xcit.engine.evaluator import Evaluator
 from passl_xcit.engine.gradients import NonFiniteGuard
@@ -167,6 +168,18 @@ def with_classes_of_data(cfg, split):
         dataset = DATASETS.build(node, f"dataloader.{split}.dataset", seed=cfg.get("seed", 0))
     names = dataset.class_names
     return with_class_count(cfg, int(dataset.labels.max()) + 1 if names is None else len(names))
+
+
+def with_image_size(cfg, size):
+    """`cfg` with an evaluation of images of `size` pixels; see `preprocess.at_size`."""
+    path = "dataloader.val.dataset.transforms"
+    with cfg.errors_name_files():
+        _need(cfg, "dataloader.val")
+        try:
+            nodes = at_size(cfg["dataloader"]["val"]["dataset"].get("transforms") or [], size)
+        except ConfigError as error:
+            raise ConfigError(f"{error.message}: --size {size}", path) from error
+    return cfg.overridden([Override(path, nodes, f"--size {size}")])
 
 
 def build_model(cfg, training=True):

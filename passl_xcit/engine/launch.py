@@ -70,7 +70,16 @@ def _as_overrides(values):
 
 
 @lack_of_memory_told()
-def run(config_file, overrides=(), load=None, resume_from=None, evaluate_only=False, distribute=None, knn=None):
+def run(
+    config_file,
+    overrides=(),
+    load=None,
+    resume_from=None,
+    evaluate_only=False,
+    distribute=None,
+    knn=None,
+    size=None,
+):
     """Train, or with `evaluate_only` evaluate, what `config_file` describes.
 
     Args:
@@ -83,11 +92,14 @@ def run(config_file, overrides=(), load=None, resume_from=None, evaluate_only=Fa
         distribute: True or False insist on several processes or on one; None takes what was launched.
         knn: a stage of the model whose features are evaluated by their nearest neighbours in the training images,
             instead of the classifier; goes with `evaluate_only`. The weights need not have a classifier.
+        size: pixels of the images that are evaluated, instead of the config's; see `preprocess.at_size`.
 
     Raises:
         UserError: for anything the user can mend, with nothing written to the disk.
     """
     cfg = _read_config(config_file, overrides, evaluate_only)
+    if size is not None:
+        cfg = builder.with_image_size(cfg, size)
     _check_options(load, resume_from, evaluate_only, distribute)
     setup_logger(dist.rank())
     get_logger().info(f"Configs: {cfg}")

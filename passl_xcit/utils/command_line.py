@@ -32,6 +32,13 @@ def not_empty(text):
     return text
 
 
+def pixels(text):
+    """A type for arguments: the side of an image."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of pixels above 0, not '{text}'")
+    return int(text)
+
+
 def add_override_options(parser):
     """`-o`, `--output_dir` and `--data_dir`, for `overrides_of`."""
     parser.add_argument(

@@ -16,7 +16,7 @@ from photographs import FILES, photo, turned
 
 from passl_xcit.datasets.dataset import BadImage
 from passl_xcit.datasets.imagenet import ImageNet, images_in, open_image
-from passl_xcit.datasets.preprocess import Preprocess
+from passl_xcit.datasets.preprocess import Preprocess, at_size
 from passl_xcit.datasets.transforms import Resize
 from passl_xcit.modeling.zoo import entries, find
 from passl_xcit.utils.config import load_config
@@ -230,3 +230,41 @@ def test_a_folder_without_images_is_refused(tmp_path):
         images_in(tmp_path)
     with pytest.raises(DataError, match="nowhere: the folder cannot be read: No such file"):
         images_in(tmp_path / "nowhere")
+
+
+# Other sizes.
+
+
+@pytest.mark.parametrize(
+    ("before", "size", "after"),
+    [
+        ([("Resize", 256), ("CenterCrop", 224)], 448, [("Resize", 512), ("CenterCrop", 448)]),
+        ([("Resize", 224), ("CenterCrop", 224)], 96, [("Resize", 96), ("CenterCrop", 96)]),
+        (
+            [("Resize", [274, 260]), ("CenterCrop", [240, 224])],
+            112,
+            [("Resize", [137, 130]), ("CenterCrop", [120, 112])],
+        ),
+        ([("Resize", [408, 408])], 240, [("Resize", [240, 240])]),
+        ([("Resize", 224)], 1536, [("Resize", 1536)]),
+        ([("CenterCrop", 28)], 56, [("CenterCrop", 56)]),
+    ],
+)
+def test_another_size_shows_the_same_part(before, size, after):
+    def nodes(sizes):
+        return [*({"name": name, "size": value} for name, value in sizes), *AS_ARRAY]
+
+    given = nodes(before)
+    assert at_size(given, size) == nodes(after)
+    assert given == nodes(before), "and the given list stays"
+
+
+@given(st.integers(1, 2000))
+def test_images_have_the_size_that_was_asked_for(size):
+    nodes = at_size(NODES, size)
+    assert nodes[1]["size"] == size and abs(nodes[0]["size"] - 1.5 * size) <= 0.5
+
+
+def test_a_list_without_a_size_has_no_other():
+    with pytest.raises(ConfigError, match="transforms: have no CenterCrop and no Resize whose size could be another"):
+        at_size(AS_ARRAY, 64)

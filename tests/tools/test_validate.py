@@ -105,3 +105,27 @@ def test_weights_of_another_number_of_classes_are_refused(run, trained, tmp_path
     write_file(tmp_path / "two.pdparams", tree)
     code, _, errors = run(trained[0], tmp_path / "two.pdparams")
     assert code == 1 and "two.pdparams does not fit the model" in errors and "head.fc_cls.weight: file [" in errors
+
+
+def test_images_may_have_another_size(run, trained):
+    config, checkpoint, _, _ = trained
+    scale = "dataloader.val.dataset.transforms=[{name: Resize, size: SIDE}, {name: Transpose}, NORMALIZE]".replace(
+        "NORMALIZE", "{name: Normalize, mean: [110, 110, 110], std: [50, 50, 50]}"
+    )
+    code, output, errors = run(config, checkpoint, "-o", scale.replace("SIDE", "8"), "--size", "16")
+    assert code == 0, errors
+    assert accuracy(output) == accuracy(run(config, checkpoint, "-o", scale.replace("SIDE", "16"))[1])
+    assert "'name': 'Resize', 'size': 16" in output
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ("0", "argument --size: expected a number of pixels above 0, not '0'"),
+        ("1e3", "argument --size: expected a number of pixels above 0, not '1e3'"),
+        ("16", "have no CenterCrop and no Resize whose size could be another: --size 16"),
+    ],
+)
+def test_a_size_that_cannot_be_had_is_refused(size, message, run, trained):
+    code, _, errors = run(trained[0], trained[1], "--size", size)
+    assert code == 2 and message in errors
