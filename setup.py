@@ -21,7 +21,13 @@ setup(
     packages=[*find_packages(include=["passl_xcit", "passl_xcit.*"]), *INTO_THE_PACKAGE],
     package_dir=INTO_THE_PACKAGE,
     package_data={
-        "passl_xcit": ["datasets/fashion_mnist/*", "modeling/zoo.yaml", "utils/ascend_kernels.tsv"],
+        "passl_xcit": [
+            "datasets/fashion_mnist/*",
+            "engine/evaluation_page.html",
+            "engine/imagenet_wnids.txt",
+            "modeling/zoo.yaml",
+            "utils/ascend_kernels.tsv",
+        ],
         "passl_xcit.configs": ["**/*.yaml"],
         "passl_xcit.weights": ["*.pdparams"],
     },
@@ -37,6 +43,7 @@ setup(
         "matplotlib>=3.7",
         "psutil>=5.9",
         "packaging>=22.0",
+        "jinja2>=3.0",
     ],
     extras_require={
         "npu": ["paddle-custom-npu"],

@@ -7,6 +7,9 @@ python tools/validate.py CONFIG.yaml CHECKPOINT --knn                           
 CHECKPOINT is a file of PASSL, facebookresearch, IBM, timm, mmpretrain or MindCV, in any of their formats, or its
 address. DIR holds val/ (with --knn: and train/) with a folder of images a class. Without a checkpoint nothing is
 evaluated.
+
+With --report FOLDER, that gets a page that can be shown to others (report.html), the same numbers (report.json), and
+what was said of each image (predictions.csv): docs/evaluation.md.
 """
 
 import sys
@@ -27,6 +30,16 @@ def parse_args(argv):
     parser.add_argument(
         "--ckpt_path", "--load", dest="ckpt_path", type=not_empty, metavar="CHECKPOINT", help="the same"
     )
+    parser.add_argument(
+        "--report", type=not_empty, metavar="DIR", help="write report.html, report.json and predictions.csv there"
+    )
+    parser.add_argument("--real_labels", type=not_empty, metavar="FILE", help="real.json: count by ReaL labels, too")
+    parser.add_argument(
+        "--class_list",
+        type=not_empty,
+        metavar="FILE",
+        help="a class (number or name) a line: the data has these classes, and the model's other logits are ignored",
+    )
     add_override_options(parser)
     parser.add_argument(
         "--size",
@@ -44,6 +57,8 @@ def parse_args(argv):
     args = parser.parse_args(argv)
     if args.stage and not args.knn:
         parser.error("--stage goes with --knn")
+    if args.knn and (args.report or args.real_labels or args.class_list):
+        parser.error("--report, --real_labels and --class_list tell of a classifier, and do not go with --knn")
     return args
 
 
@@ -61,12 +76,14 @@ def main(argv=None):
     config = one_of(args.config, args.c, "config")
     checkpoint = one_of(args.checkpoint, args.ckpt_path, "checkpoint")
     prepare_paddle()
+    from passl_xcit.engine.evaluation import EvaluationOptions
     from passl_xcit.engine.features import STAGE
     from passl_xcit.engine.launch import run
 
+    evaluation = EvaluationOptions(args.report, args.real_labels, args.class_list)
     overrides = overrides_of(args, config, splits=("train", "val") if args.knn else ("val",))
     stage = (args.stage or STAGE) if args.knn else None
-    run(config, overrides, load=checkpoint, evaluate_only=True, knn=stage, size=args.size)
+    run(config, overrides, checkpoint, evaluate_only=True, knn=stage, size=args.size, evaluation=evaluation)
 
 
 def console():

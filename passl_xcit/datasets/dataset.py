@@ -56,9 +56,13 @@ class ImageDataset(Dataset):
         """The PIL image number `index`; raises BadImage with its name when it cannot be used."""
         raise TypeError(f"{type(self).__name__} does not say how to load an image")
 
+    def name(self, index):
+        """What the image number `index` is called: its path, if it has one."""
+        return f"image {index}"
+
     def describe(self, index):
         """What messages call the image number `index`."""
-        return f"{self.where}: image {index}"
+        return f"{self.where}: {self.name(index)}"
 
     def refuse_too_many(self, bad):
         """Raise DataError if `bad`, one text an image, are more than `on_bad_image: skip` allows."""

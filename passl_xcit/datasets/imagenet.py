@@ -88,6 +88,9 @@ class ImageNet(ImageDataset):
         """Path of the image number `index`."""
         return self.dataroot / os.fsdecode(self._paths[index])
 
+    def name(self, index):
+        return str(self.path(index))
+
     def describe(self, index):
         return shown(self.path(index))
 

@@ -201,12 +201,14 @@ def format_count(number):
     return f"{number / 1000**power:.2f}{['', 'K', 'M', 'B', 'T', 'Q'][power]}"
 
 
-def build_loader(cfg, split, num_classes):
-    """The ImageLoader of `split` ("train" or "val") for a model of `num_classes` classes."""
+def build_loader(cfg, split, num_classes, class_list=None):
+    """The ImageLoader of `split` ("train" or "val") for a model of `num_classes` classes, of a ClassList or all."""
     node, path, seed = cfg["dataloader"][split], f"dataloader.{split}", cfg.get("seed", 0)
     with cfg.errors_name_files():
         _check_split(split, node)
         dataset = DATASETS.build(node["dataset"], f"{path}.dataset", seed=seed, model_classes=num_classes)
+        if class_list:
+            class_list.check_data(dataset)
         check_labels(dataset.labels, dataset.class_names, num_classes, dataset.where)
         position = {"length": len(dataset), "rank": rank(), "world_size": world_size()}
         sampler = SAMPLERS.build(node["sampler"], f"{path}.sampler", seed=seed, pad=split == "train", **position)
@@ -245,8 +247,9 @@ def _check_split(split, node):
         raise ConfigError("a training counts no image as wrong: raise or skip", f"{path}.on_bad_image")
 
 
-def build_evaluator(cfg, model, explain_chance=False):
-    return Evaluator(model, build_loader(cfg, "val", model.num_classes), explain_chance)
+def build_evaluator(cfg, model, explain_chance=False, recorder=None):
+    loader = build_loader(cfg, "val", model.num_classes, getattr(model, "class_list", None))
+    return Evaluator(model, loader, explain_chance, recorder)
 
 
 def build_trainer(cfg, model):

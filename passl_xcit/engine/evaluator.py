@@ -24,10 +24,11 @@ class Evaluator:
         model: images -> logits.
         loader: an ImageLoader whose sampler does not pad.
         explain_chance: warn of an accuracy that guessing would reach, with what speaks for which cause.
+        recorder: a Recorder, which is shown all that is evaluated.
     """
 
-    def __init__(self, model, loader, explain_chance=False):
-        self.model, self.loader = model, loader
+    def __init__(self, model, loader, explain_chance=False, recorder=None):
+        self.model, self.loader, self.recorder = model, loader, recorder
         self.tally = Tally(model.num_classes) if explain_chance else None
 
     @lack_of_memory_told()
@@ -94,6 +95,8 @@ class Evaluator:
             batch = topk_correct(logits, targets)
             if self.tally:
                 self.tally.add(images, logits, targets)
+            if self.recorder:
+                self.recorder.add(logits, targets)
             correct += paddle.stack(batch)  # read at the end: a device need not wait for the host after each batch
             seen += len(targets)
         for _ in questions:  # of batches in which no image can be used

@@ -8,6 +8,7 @@ import paddle
 
 from passl_xcit.engine import builder
 from passl_xcit.engine.checkpoint import resume, resume_newest
+from passl_xcit.engine.evaluation import EvaluationOptions, check_options, evaluate_model
 from passl_xcit.engine.gradients import set_aside_diagnoses
 from passl_xcit.engine.knn import evaluate_knn
 from passl_xcit.engine.run_lock import run_lock
@@ -79,6 +80,7 @@ def run(
     distribute=None,
     knn=None,
     size=None,
+    evaluation=None,
 ):
     """Train, or with `evaluate_only` evaluate, what `config_file` describes.
 
@@ -93,14 +95,17 @@ def run(
         knn: a stage of the model whose features are evaluated by their nearest neighbours in the training images,
             instead of the classifier; goes with `evaluate_only`. The weights need not have a classifier.
         size: pixels of the images that are evaluated, instead of the config's; see `preprocess.at_size`.
+        evaluation: EvaluationOptions, for `evaluate_only`; None wants nothing but the accuracy.
 
     Raises:
         UserError: for anything the user can mend, with nothing written to the disk.
     """
+    evaluation = evaluation or EvaluationOptions()
     cfg = _read_config(config_file, overrides, evaluate_only)
     if size is not None:
         cfg = builder.with_image_size(cfg, size)
     _check_options(load, resume_from, evaluate_only, distribute)
+    check_options(evaluation)
     setup_logger(dist.rank())
     get_logger().info(f"Configs: {cfg}")
     with cfg.errors_name_files():
@@ -117,10 +122,7 @@ def run(
     if knn is not None:
         return _evaluate_knn(cfg, model, load, knn)
     if evaluate_only:
-        evaluator = builder.build_evaluator(cfg, model, explain_chance=bool(load))
-        builder.check_class_order(model, evaluator.loader.dataset)
-        warn_of_other_preprocess(cfg, model, load)
-        return evaluator.evaluate()
+        return evaluate_model(cfg, model, load, evaluation, config_file)
     return _train(cfg, model, resume_from)
 
 

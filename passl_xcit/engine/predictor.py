@@ -21,6 +21,7 @@ from passl_xcit.engine.weight_entries import (
     preprocess_of_file,
     warn_of_other_preprocess,
 )
+from passl_xcit.metrics import softmax
 from passl_xcit.modeling import factory
 from passl_xcit.modeling.weights import put_weights, read_weights
 from passl_xcit.modeling.zoo import find
@@ -187,12 +188,6 @@ class Predictor:
         best = np.argsort(-probabilities, kind="stable")[: self.topk].tolist()
         names = self.class_names
         return tuple(Guess(index, names[index] if names else None, float(probabilities[index])) for index in best)
-
-
-def softmax(logits):
-    """float32 [B, K] -> float64 [B, K], each row's sum is 1"""
-    shifted = np.exp(logits.astype("float64") - logits.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
 
 
 def _from_weights(weights):

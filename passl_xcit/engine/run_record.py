@@ -33,12 +33,16 @@ def write_run_record(cfg, trainer, resumed_from=None):
         CheckpointError: a file cannot be written.
     """
     config, run = (trainer.output_dir / name for name in ("config.yaml", "run.json"))
-    effective = {key: value for key, value in cfg.to_dict().items() if key not in OF_ONE_START}
     record = {"starts": [*_earlier_starts(run), _this_start(trainer, resumed_from)]}
-    trainer.records = {config: HEADER + dump_config(effective), run: json.dumps(record, indent=1) + "\n"}
+    trainer.records = {config: HEADER + whole_config(cfg), run: json.dumps(record, indent=1) + "\n"}
     for path, is_ours in ((config, _is_written_config), (run, _is_record)):
         _keep_others(path, is_ours)
         _write(path, trainer.records[path])
+
+
+def whole_config(cfg):
+    """The config after `_base_` and overrides as the text of a file, which runs again as it is."""
+    return dump_config({key: value for key, value in cfg.to_dict().items() if key not in OF_ONE_START})
 
 
 def restore(records):
@@ -68,11 +72,12 @@ def _this_start(trainer, resumed_from):
         "device": paddle.get_device(),
         "cores": usable_cores(),
         "data": {split: loader.dataset.fingerprint() for split, loader in loaders.items()},
-        "versions": _versions(),
+        "versions": versions(),
     }
 
 
-def _versions():
+def versions():
+    """{name: version} of what the numbers of a run may depend on."""
     return {
         "passl_xcit": sys.modules["passl_xcit"].__version__,  # the package lies above this floor, and is there
         "paddle": paddle.__version__,

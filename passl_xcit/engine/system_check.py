@@ -33,6 +33,7 @@ REQUIREMENTS = {
     "matplotlib": "3.7",
     "psutil": "5.9",
     "packaging": "22.0",
+    "jinja2": "3.0",
 }
 PADDLE = "3.0"
 GIB = 2**30
@@ -99,7 +100,7 @@ def machine(output_dir, device):
     """Section of processor, memory and disks, for a run on `device` that writes to `output_dir`."""
     findings = [
         Finding("system", platform.platform()),
-        Finding("processor", _processor()),
+        Finding("processor", processor()),
         _threads(),
         _memory(),
         shared_memory(device),
@@ -108,7 +109,7 @@ def machine(output_dir, device):
     return Section("machine", findings)
 
 
-def _processor(cpuinfo="/proc/cpuinfo"):
+def processor(cpuinfo="/proc/cpuinfo"):
     name = ""
     with contextlib.suppress(OSError):
         lines = Path(cpuinfo).read_text(encoding="utf-8", errors="replace").splitlines()

@@ -17,6 +17,7 @@ from tiny_run import TRAIN, json_lines, start, tiny_file, tiny_run, tiny_trainer
 
 from passl_xcit.engine import builder
 from passl_xcit.engine.checkpoint import optimizer_arrays
+from passl_xcit.engine.evaluation import EvaluationOptions
 from passl_xcit.modeling.checkpoint_formats import read_file
 from passl_xcit.utils import dist
 from passl_xcit.utils.dist import copy_from_first, sum_over_processes, wait_for_all
@@ -26,6 +27,7 @@ from passl_xcit.utils.seed import step_seed
 DUMP, SEVERAL, ONE_OF_TWO = (
     Path(__file__).parent / name for name in ("train_and_dump.py", "train_several.py", "one_of_two.py")
 )
+VALIDATE = TRAIN.with_name("validate.py")
 BATCHES = "dataloader.train.sampler={batch_size: 2, shuffle: true, drop_last: true}"
 
 
@@ -203,6 +205,23 @@ def test_they_evaluate_an_odd_number_of_samples_to_the_accuracy_of_one_process(r
     evaluation = json_lines(folder / "out")[-1]
     alone = tiny_run(folder, load=folder / "out" / "latest.pdparams", evaluate_only=True)
     assert {name: evaluation[name] for name in alone} == alone
+
+
+@pytest.mark.slow
+def test_they_write_the_report_of_one_process_once(run, tmp_path):
+    """15 samples, of which the second process has 7; each line is there once, and the same to the last digit."""
+    weights = run[0] / "out" / "latest.pdparams"
+    code, output, second = launch(tmp_path, VALIDATE, tiny_file(run[0]), weights, "--report", tmp_path / "two")
+    assert code == 0, output + second
+    assert output.count("report: ") == 1 and "report" not in second
+    tiny_run(run[0], load=weights, evaluate_only=True, evaluation=EvaluationOptions(tmp_path / "one"))
+    lines = [(tmp_path / folder / "predictions.csv").read_text() for folder in ("one", "two")]
+    assert lines[0] == lines[1] and lines[0].count("\n") == 16
+    reports = [json.loads((tmp_path / folder / "report.json").read_text()) for folder in ("one", "two")]
+    assert [report["origin"]["device"]["processes"] for report in reports] == [1, 2]
+    for report in reports:
+        del report["origin"], report["speed"]
+    assert reports[0] == reports[1]
 
 
 @pytest.mark.slow

@@ -84,6 +84,10 @@ def test_a_checkpoint_may_be_an_address(run, trained, tmp_path):
         (("CONFIG", "CHECKPOINT", "-c", "CONFIG"), "give the config once: it was given twice"),
         (("CONFIG", "nothing.pth"), "nothing.pth: there is no such file"),
         (("CONFIG", "CHECKPOINT", "--data_dir", "nowhere"), "--data_dir nowhere: there is no such folder"),
+        (("CONFIG", "CHECKPOINT", "--report", "CONFIG"), "--report .*yaml: .*yaml is no folder that can be written to"),
+        (("CONFIG", "CHECKPOINT", "--class_list", "no.txt"), "--class_list no.txt: cannot be read: No such file"),
+        (("CONFIG", "CHECKPOINT", "--real_labels", "no.json"), "--real_labels no.json: cannot be read: No such file"),
+        (("CONFIG", "CHECKPOINT", "--real_labels", "CONFIG"), "--real_labels .*yaml: cannot be read: it is not JSON"),
         (
             ("CONFIG", "CHECKPOINT", "-o", "model.head.num_classes=4"),
             r"left as it was \(it has 3 classes, the model 4: set num_classes; a training replaces the head",
@@ -95,6 +99,15 @@ def test_what_is_wrong_is_said_in_one_line(arguments, message, run, trained):
     code, _, errors = run(*(names.get(argument, argument) for argument in arguments))
     assert code != 0
     assert re.match(r"error: ", errors) and re.search(message, errors), errors
+
+
+def test_a_report_is_written_on_top_of_the_same_accuracy(run, trained, tmp_path):
+    config, checkpoint, _, _ = trained
+    code, output, errors = run(config, checkpoint, "--report", "new/report")
+    assert code == 0, errors
+    assert accuracy(output) == accuracy(run(config, checkpoint)[1]) and "INFO: report: new/report\n" in output
+    written = sorted(path.name for path in (tmp_path / "new" / "report").iterdir())
+    assert written == ["predictions.csv", "report.html", "report.json"]
 
 
 def test_weights_of_another_number_of_classes_are_refused(run, trained, tmp_path):
