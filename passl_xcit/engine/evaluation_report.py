@@ -34,6 +34,7 @@ from passl_xcit.modeling.identify import looks_like
 from passl_xcit.utils.dist import world_size
 from passl_xcit.utils.errors import ConfigError
 from passl_xcit.utils.new_file import make_parent, replace_file
+from passl_xcit.utils.shipped import shipped
 
 OPTION = "--report"
 PAGE, DATA, PREDICTIONS = "report.html", "report.json", "predictions.csv"
@@ -277,7 +278,7 @@ def _file_entry(file, **more):
     """{"file", "bytes", "sha256"} of a path or an address; None where there is none."""
     if file is None:
         return None
-    digest, path = hashlib.sha256(), local_file(file)
+    digest, path = hashlib.sha256(), shipped(local_file(file))
     with open(path, "rb") as opened:
         while chunk := opened.read(CHUNK_BYTES):
             digest.update(chunk)
