@@ -207,6 +207,11 @@ def _from_config(path, pretrained, backbone, head):
     return model
 
 
+def architecture_of(name):
+    """The architecture, such as "xcit_nano_12_p16", that a name of `create_model` means; ConfigError for no such."""
+    return _resolve(name)[0]
+
+
 def _download(entry):
     file = entry.weights[0]
     return cached_download(file.url, sha256=file.sha256)

@@ -1,0 +1,93 @@
+"""What is measured: cases, and the files that all contenders of a case get."""
+
+from typing import NamedTuple
+
+import numpy as np
+import paddle
+from safetensors.numpy import save_file
+
+from passl_xcit.modeling import factory
+from passl_xcit.modeling.checkpoint_formats import write_weights
+from passl_xcit.modeling.convert import convert_weights
+from passl_xcit.modeling.flops import count_flops
+from passl_xcit.utils.errors import ConfigError
+
+MODES = ("inference", "train", "matmul", "copy")
+PRECISIONS = ("float32", "bfloat16")
+CLASSES = 1000
+TRAINING = 3  # a step computes the forward products, and as many twice for the gradients of inputs and weights
+MATRIX = 2048  # rows and columns of the matrices that measure how fast the machine multiplies
+COPIED = 2**28  # bytes that measure how fast the machine copies, far more than caches hold
+
+
+class Case(NamedTuple):
+    """One thing that contenders do in turns. `model` is "" for the machine's limits, the modes matmul and copy."""
+
+    model: str
+    mode: str
+    batch_size: int
+    image_size: int  # pixels, height and width
+    precision: str
+
+    def __str__(self):
+        if self.mode in ("matmul", "copy"):
+            return f"{self.mode} {self.precision}"
+        return f"{self.model} {self.mode} {self.precision}, {self.image_size} px, batch {self.batch_size}"
+
+
+def cases_of(models, modes, batch_sizes, image_sizes, precisions):
+    """All combinations, after those that measure the machine's limits.
+
+    Raises:
+        ConfigError: for a model, mode or precision that there is not, and a size that a model cannot take.
+    """
+    for name, values, known in (("mode", modes, MODES[:2]), ("precision", precisions, PRECISIONS)):
+        unknown = [value for value in values if value not in known]
+        if unknown:
+            raise ConfigError(f"{unknown[0]}: there is no such {name}; expected {', '.join(known)}")
+    limits = [Case("", "matmul", 0, 0, precision) for precision in precisions] + [Case("", "copy", 0, 0, "float32")]
+    cases = [
+        Case(model, mode, batch_size, image_size, precision)
+        for model in models
+        for mode in modes
+        for image_size in image_sizes
+        for batch_size in batch_sizes
+        for precision in precisions
+    ]
+    for case in cases:
+        flops_of(case)
+    return limits + cases
+
+
+def flops_of(case):
+    """Multiply-adds of a step of a case; ConfigError for an unknown model or a size that it cannot take."""
+    step = TRAINING if case.mode == "train" else 1
+    try:
+        return step * case.batch_size * count_flops(factory.architecture_of(case.model), case.image_size)
+    except ValueError as error:
+        raise ConfigError(f"{case.model}: {error}") from error
+
+
+def write_inputs(case, folder):
+    """Write images and labels, and weights as ours and timm's, of a case with a model; their paths.
+
+    The weights are those of a new model, but for LayerScale, which is drawn from 0.5 to 1: a new deep model's is 1e-5
+    and would hide a block that computes something else.
+
+    Raises:
+        ConfigError: for an unknown model.
+    """
+    rng = np.random.default_rng(0)
+    shape = (case.batch_size, 3, case.image_size, case.image_size)
+    inputs = {"images": rng.standard_normal(shape, "float32"), "targets": rng.integers(0, CLASSES, case.batch_size)}
+    save_file(inputs, folder / "inputs.safetensors")
+    paddle.seed(0)
+    model = factory.create_model(case.model, num_classes=CLASSES)
+    arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    for name, array in arrays.items():
+        if ".gamma" in name:
+            arrays[name] = rng.uniform(0.5, 1, array.shape).astype("float32")
+    write_weights(folder / "ours.pdparams", arrays)
+    convert_weights(folder / "ours.pdparams", folder / "timm.safetensors", to="timm")
+    files = {"inputs": "inputs.safetensors", "ours": "ours.pdparams", "timm": "timm.safetensors"}
+    return {name: str(folder / file) for name, file in files.items()}

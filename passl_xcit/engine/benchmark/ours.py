@@ -1,0 +1,126 @@
+"""What the workers of our own contenders do: the model as it is, and its export in the engines.
+
+Each function takes the task of `protocol.serve`, which holds a Case's values, the paths of the inputs, "engine"
+and "threads", and returns a step that gives an array: what the contenders of a case must agree on.
+"""
+
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import paddle
+from safetensors.numpy import load_file
+
+from passl_xcit.engine.benchmark.cases import COPIED, MATRIX
+from passl_xcit.engine.mixed_precision import MixedPrecision, float32
+from passl_xcit.modeling import factory
+from passl_xcit.utils.errors import ConfigError
+
+LEARNING_RATE = 1e-6  # so that many steps on one batch stay ordinary ones
+
+
+def build(task):
+    """See `protocol.serve`."""
+    return {"matmul": matmul, "copy": copy, "inference": inference, "train": train}[task["mode"]](task)
+
+
+def matmul(task):
+    """A product of two square matrices."""
+    paddle.seed(0)
+    left, right = paddle.rand([2, MATRIX, MATRIX]).astype(task["precision"])  # each [MATRIX, MATRIX]
+
+    def step():
+        paddle.matmul(left, right)
+        return np.ones([1, 1])
+
+    return step
+
+
+def copy(task):
+    """Memory to memory, each thread its share."""
+    threads = task["threads"]
+    given, taken = (np.ones([threads, COPIED // threads // 4], "float32") for _ in range(2))
+    pool = ThreadPoolExecutor(threads)
+
+    def step():
+        list(pool.map(np.copyto, taken, given))
+        return taken[:, :1]
+
+    return step
+
+
+def inference(task):
+    """Logits [B, K]."""
+    model, images = _model(task), load_file(task["inputs"])["images"]
+    model.eval()
+    if task["engine"] != "eager":
+        return partial(_exported(model, task), images)
+    if task["precision"] != "float32":
+        raise ConfigError("Paddle has no bfloat16 on a CPU")
+
+    @paddle.no_grad()
+    def step():
+        return model(paddle.to_tensor(images)).numpy()
+
+    return step
+
+
+def _exported(model, task):
+    """The engine with the model's export in it."""
+    from passl_xcit.engine.export import export_model
+    from passl_xcit.engine.runtimes import OnnxRuntime, PaddleInference
+
+    if task["precision"] != "float32":
+        raise ConfigError(f"{task['engine']}: in float32 only")
+    folder = Path(tempfile.mkdtemp(dir=Path(task["inputs"]).parent)) / "export"
+    onnx = task["engine"] == "onnxruntime"
+    export_model(model, folder, [task["image_size"]] * 2, formats=["onnx" if onnx else "paddle"])
+    if onnx:
+        return OnnxRuntime(folder, task["threads"])
+    return PaddleInference(folder, task["engine"] == "onednn", task["threads"])
+
+
+def train(task):
+    """A step of training with AdamW, loss and gradients: [loss, norm of all gradients]."""
+    if task["engine"] != "eager":
+        raise ConfigError(f"{task['engine']}: an exported program cannot be trained")
+    model, precision = _model(task), float32()
+    inputs = load_file(task["inputs"])
+    images, targets = (paddle.to_tensor(inputs[name]) for name in ("images", "targets"))
+    if task["precision"] != "float32":
+        precision = MixedPrecision(dtype=task["precision"])
+        if not precision.enabled:
+            raise ConfigError("Paddle has no bfloat16 on a CPU")
+    return training_step(model.parameters(), lambda: _loss(model, precision, images, targets))
+
+
+def _loss(model, precision, images, targets):
+    with precision.auto_cast():
+        return model.train_iter(images, targets)["loss"]
+
+
+def training_step(parameters, loss_of):
+    """A step with AdamW; what it returns the first time is [loss, norm of all gradients], later [loss]."""
+    optimizer = paddle.optimizer.AdamW(LEARNING_RATE, parameters=parameters)
+    told = []
+
+    def step():
+        loss = loss_of()
+        loss.backward()
+        if not told:
+            squares = [float((p.grad.astype("float64") ** 2).sum()) for p in parameters if p.grad is not None]
+            told.append(sum(squares) ** 0.5)
+            answer = [loss.item(), told[0]]
+        else:
+            answer = [loss.item()]
+        optimizer.step()
+        optimizer.clear_grad()
+        return np.array(answer)
+
+    return step
+
+
+def _model(task):
+    return factory.create_model(task["model"], pretrained=task["ours"])

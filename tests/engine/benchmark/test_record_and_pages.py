@@ -1,0 +1,175 @@
+"""The file of a benchmark, and what is read off it."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from passl_xcit.engine.benchmark import pages
+from passl_xcit.engine.benchmark.cases import MATRIX, Case, cases_of, flops_of
+from passl_xcit.engine.benchmark.contenders import OURS, PEERS, contenders_of
+from passl_xcit.engine.benchmark.machine import describe_machine
+from passl_xcit.engine.benchmark.record import NOTHING, VERSION, Record, read_record
+from passl_xcit.utils.errors import ConfigError, DataError
+
+NANO = Case("xcit_nano_12_p16_224", "inference", 16, 224, "float32")
+RESULT = {"seconds": [2.0, 4.0, 6.0], "build_seconds": 1.0, "first_step_seconds": 2.0, "peak_memory": 2 * 10**9}
+LIMIT = {**RESULT, "seconds": [2 * MATRIX**3 / 1e11, 2 * MATRIX**3 / 5e10], "difference": 0.0}  # 100 GFLOP/s at best
+
+
+def record_of(results):
+    measurements = [
+        {"case": Case("", "matmul", 0, 0, "float32")._asdict(), "date": "2026-01-01", "results": {"eager": LIMIT}},
+        {"case": NANO._asdict(), "date": "2026-01-01", "results": results},
+    ]
+    settings = {"contenders": list(results), "repeats": 3, "threads": 2}
+    head = {"version": VERSION, "machine": describe_machine(), "settings": settings}
+    return {**head, **NOTHING, "measurements": measurements}
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    """Cases are noted instead of measured."""
+    measured = []
+
+    def measure(case, contenders, repeats, threads, log, told):
+        measured.append(case)
+        return {contender.name: {**RESULT, "difference": 0.0} for contender in contenders}
+
+    monkeypatch.setattr("passl_xcit.engine.benchmark.record.measure", measure)
+    return measured
+
+
+def test_a_benchmark_that_was_stopped_measures_what_is_missing(tmp_path, no_work):
+    path, contenders = tmp_path / "new" / "b.json", contenders_of(["eager"])
+    one, two = (
+        cases_of([NANO.model], ["inference"], [1], [32], ["float32"]),
+        cases_of([NANO.model, "crossvit_9"], ["train"], [1], [32], ["float32"]),
+    )
+    Record(path, contenders, 3, 2).measure_cases(one)
+    Record(path, contenders, 3, 2).measure_cases(one + two)
+    assert [str(case) for case in no_work] == [
+        "matmul float32",
+        "copy float32",
+        f"{NANO.model} inference float32, 32 px, batch 1",
+        f"{NANO.model} train float32, 32 px, batch 1",
+        "crossvit_9 train float32, 32 px, batch 1",
+    ]
+    assert [Case(**m["case"]) for m in read_record(path)["measurements"]] == no_work
+
+
+@pytest.mark.parametrize("change", [{"repeats": 4}, {"threads": 1}, {"contenders": contenders_of(["onednn"])}])
+def test_a_file_that_was_measured_otherwise_is_not_gone_on_with(tmp_path, no_work, change):
+    given = {"contenders": contenders_of(["eager"]), "repeats": 3, "threads": 2}
+    Record(tmp_path / "b.json", **given).measure_cases([NANO])
+    before = (tmp_path / "b.json").read_bytes()
+    with pytest.raises(ConfigError, match=f"b.json: was measured with {next(iter(change))} .*; give another file"):
+        Record(tmp_path / "b.json", **{**given, **change})
+    assert (tmp_path / "b.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, "cannot be read: No such file"), (b"{", "is no JSON"), (b"[1]", "is no file of tools/benchmark.py")],
+)
+def test_what_is_no_benchmark_is_refused(tmp_path, content, reason):
+    path = tmp_path / "b.json"
+    if content:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=reason):
+        read_record(path)
+
+
+def test_a_table_tells_speeds_of_the_first_turn_by_turn_and_shares_of_the_limit():
+    fast = {**RESULT, "seconds": [1.0, 1.0, 3.0], "difference": 2e-7}
+    page = pages.tables(
+        record_of({"eager": {**RESULT, "difference": 0.0}, "onednn": fast, "openvino": {"error": "no"}})
+    )
+    assert page[:4] == [
+        "**xcit_nano_12_p16_224 inference float32, 224 px, batch 16**",
+        "",
+        "| contender | images/s | speed | range | of the limit | first step, s | memory, GB | difference |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    # 16 images of 0.556 G multiply-adds in 4 s and in 1 s, of 100 GFLOP/s.
+    assert page[4] == "| `eager` | 4.0 | **1.00 x** | 1.00 to 1.00 | 4% | 3.0 | 2.00 | 0e+00 |"
+    assert page[5] == "| `onednn` | 16.0 | **2.00 x** | 2.00 to 4.00 | 18% | 3.0 | 2.00 | 2e-07 |"
+    assert page[6] == "\n`openvino`: no"
+
+
+def test_a_training_step_counts_three_times_the_products():
+    forward, training = flops_of(NANO), flops_of(NANO._replace(mode="train"))
+    assert forward == pytest.approx(16 * 0.556e9, rel=0.01)  # seed of the model zoo: 0.56 G an image
+    assert training == 3 * forward
+
+
+def test_the_limit_is_the_fastest_turn_of_any_contender():
+    slower = {**LIMIT, "seconds": [3 * seconds for seconds in LIMIT["seconds"]]}
+    record = record_of({})
+    record["measurements"][0]["results"] = {"eager": slower, "timm-eager": LIMIT, "onednn": {"error": "no"}}
+    assert pages.limits_of(record) == {"float32": pytest.approx(1e11)}
+
+
+def test_the_machine_is_described_without_names_of_hosts_or_paths():
+    text = json.dumps(describe_machine())
+    assert str(Path.home()) not in text and "paddlepaddle" in text
+    assert describe_machine()["cores"] >= 1
+
+
+def test_every_contender_has_a_worker_and_a_meaning():
+    for contender in contenders_of([*OURS, *PEERS]):
+        assert contender.script.is_file()
+    lines = pages.contender_lines({"settings": {"contenders": ["eager", "textbook"]}})
+    assert lines[0] == "- `eager`: the model as it is, as in training"
+
+
+@pytest.mark.parametrize(
+    ("names", "python", "reason"),
+    [
+        (["egaer"], None, "egaer: there is no such contender; expected eager"),
+        (["eager", "eager"], None, "eager: is named twice"),
+        (["eager"], "/nowhere/python", "--peer_python /nowhere/python: there is no such file"),
+    ],
+)
+def test_contenders_that_there_are_not_are_refused(names, python, reason):
+    with pytest.raises(ConfigError, match=reason):
+        contenders_of(names, python)
+
+
+@pytest.mark.parametrize(
+    ("modes", "precisions", "reason"),
+    [
+        (["infer"], ["float32"], "infer: there is no such mode"),
+        (["train"], ["fp16"], "fp16: there is no such precision"),
+    ],
+)
+def test_modes_and_precisions_that_there_are_not_are_refused(modes, precisions, reason):
+    with pytest.raises(ConfigError, match=reason):
+        cases_of(["xcit_nano_12_p16"], modes, [1], [32], precisions)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["inference", "train"])
+def test_our_model_its_export_and_the_textbook_are_measured_in_one_run(tmp_path, mode):
+    names = ["eager", "onednn", "textbook"]
+    case = Case("xcit_nano_12_p16", mode, 1, 32, "float32")
+    record = Record(tmp_path / "b.json", contenders_of(names), 2, 1)
+    record.measure_cases([case])
+    results = record.data["measurements"][0]["results"]
+    assert results["textbook"]["difference"] < 1e-5
+    assert len(results["textbook"]["seconds"]) == len(results["eager"]["seconds"]) == 2
+    if mode == "train":
+        assert results["onednn"]["error"] == "ConfigError: onednn: an exported program cannot be trained"
+    else:
+        assert results["onednn"]["difference"] < 1e-5
+
+
+@pytest.mark.slow
+def test_a_python_without_timm_is_told(tmp_path):
+    case = Case("xcit_nano_12_p16", "inference", 1, 32, "float32")
+    record = Record(tmp_path / "b.json", contenders_of(["timm-eager"], sys.executable), 1, 1)
+    record.measure_cases([case])
+    error = record.data["measurements"][0]["results"]["timm-eager"]["error"]
+    assert error == f"the process ended without an answer (exit code 1): see {tmp_path / 'b.log'}"
+    assert "No module named 'timm'" in (tmp_path / "b.log").read_text()
