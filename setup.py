@@ -73,6 +73,7 @@ setup(
             "passl-xcit-extract-weight = passl_xcit_tools.extract_weight:console",
             "passl-xcit-draw-curves = passl_xcit_tools.draw_curves:console",
             "passl-xcit-model-zoo = passl_xcit_tools.model_zoo:console",
+            "passl-xcit-benchmark = passl_xcit_tools.benchmark:console",
             "passl-xcit-doctor = passl_xcit_tools.doctor:console",
         ]
     },
