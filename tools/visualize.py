@@ -35,7 +35,9 @@ def main(argv=None):
     prepare_paddle()
     from passl_xcit.engine.look_inside import draw_pages
     from passl_xcit.engine.predictor import Predictor
+    from passl_xcit.utils.logger import setup_logger
 
+    setup_logger(stream=sys.stderr)
     predictor = Predictor(args.weights, args.config)
     for image in args.images:
         for page in draw_pages(predictor.model, predictor.preprocess, image, args.output_dir, args.short_side):

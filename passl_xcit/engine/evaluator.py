@@ -4,6 +4,7 @@ import paddle
 from tqdm import tqdm
 
 from passl_xcit.engine.chance import Tally, is_chance
+from passl_xcit.engine.cost import CostWatch
 from passl_xcit.metrics import TOPK, topk_correct
 from passl_xcit.utils.device import lack_of_memory_told
 from passl_xcit.utils.dist import is_main, sum_over_processes
@@ -30,6 +31,7 @@ class Evaluator:
     def __init__(self, model, loader, explain_chance=False, recorder=None):
         self.model, self.loader, self.recorder = model, loader, recorder
         self.tally = Tally(model.num_classes) if explain_chance else None
+        self.cost = CostWatch(model)
 
     @lack_of_memory_told()
     @paddle.no_grad()
@@ -91,7 +93,8 @@ class Evaluator:
         # `disable=None` draws the bar on a terminal only.
         for images, targets in tqdm(self.loader, disable=None if is_main() else True):
             next(questions, None)
-            logits = self.model(images).astype("float32")
+            with self.cost.watched(images.shape, len(self.loader)):
+                logits = self.model(images).astype("float32")
             batch = topk_correct(logits, targets)
             if self.tally:
                 self.tally.add(images, logits, targets)

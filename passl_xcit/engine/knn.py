@@ -15,6 +15,7 @@ import paddle
 import paddle.nn.functional as F
 from tqdm import tqdm
 
+from passl_xcit.engine.cost import CostWatch
 from passl_xcit.engine.features import STAGE, pooled_features
 from passl_xcit.metrics import TOPK, topk_correct
 from passl_xcit.utils.device import lack_of_memory_told
@@ -140,8 +141,11 @@ def _all_queries(model, loader, stage):
 
 def _features(model, loader, stage, what):
     """Yield (features float32 [B, C], rows of length 1; labels int64 [B]) of this process' share."""
+    cost = CostWatch(model)
     for images, labels in tqdm(loader, desc=what, disable=None if is_main() else True):
-        yield F.normalize(pooled_features(model, images, stage), axis=1), labels
+        with cost.watched(images.shape, len(loader)):
+            features = pooled_features(model, images, stage)
+        yield F.normalize(features, axis=1), labels
 
 
 def _blocks(batches):

@@ -12,6 +12,7 @@ from PIL import Image
 
 from passl_xcit.datasets.imagenet import open_image
 from passl_xcit.datasets.transforms import Normalize, Transpose
+from passl_xcit.engine.cost import CostWatch
 from passl_xcit.engine.pictures import new_figure, save_figure
 from passl_xcit.modeling.attention import channel_maps, class_maps
 from passl_xcit.modeling.backbones.xcit import XCiT
@@ -75,7 +76,9 @@ def draw_class_attention(model, image, batch, output):
     A patch has the colour of its share of the attention, as a multiple of the share that each would have if all had
     the same. What the class token keeps for itself stands above each panel.
     """
-    maps = class_maps(model, batch)
+    model.eval()
+    with CostWatch(model).watched(batch.shape):
+        maps = class_maps(model, batch)
     heads = maps[0].patches.shape[1]
     figure, axes = new_figure(len(maps), heads + 2, PANEL, PANEL * image.height / image.width + 0.45)
     for row, found in zip(axes, maps):
