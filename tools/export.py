@@ -3,8 +3,11 @@
 python tools/export.py WEIGHTS --output_dir DIR                                     a file of a training here, or a name
 python tools/export.py WEIGHTS -c CONFIG.yaml --output_dir DIR --format paddle,onnx --softmax
 
+python tools/export.py WEIGHTS --output_dir DIR --format paddle,onnx --precision bfloat16   tried in that, too
+
 DIR gets model.json and model.pdiparams, or model.onnx, and export.json: how images are prepared, what the classes are
-called, and how far each engine is from the model. XCiT and RegNet take images of any size then.
+called, how far each engine is from the model, and the digests of the files. XCiT and RegNet take images of any size
+then, CrossViT of one. tools/predict.py --weights DIR runs it.
 """
 
 import sys
@@ -30,6 +33,11 @@ def parse_args(argv):
         "--format", default="paddle", help="paddle, onnx, or both with a comma between (default paddle)"
     )
     parser.add_argument("--softmax", action="store_true", help="give probabilities instead of logits")
+    parser.add_argument(
+        "--precision",
+        default="float32",
+        help="bfloat16: compare the engines in it as well (default float32); what is written is the same",
+    )
     return parser.parse_args(argv)
 
 
@@ -38,18 +46,25 @@ def main(argv=None):
     prepare_paddle()
     from passl_xcit.engine.export import FORMATS, export_model
     from passl_xcit.engine.predictor import Predictor
+    from passl_xcit.engine.runtimes import EAGER, check_engine
 
+    check_engine(EAGER, args.precision)
     formats = args.format.split(",")
     if not set(formats) <= set(FORMATS):
         raise ConfigError(f"--format {args.format}: expected {', '.join(FORMATS)}, or both with a comma between")
-    predictor = Predictor(args.weights, args.config, device="cpu")
+    predictor = Predictor(args.weights, args.config, device="cpu", engine=EAGER)
     if predictor.preprocess.size is None:
         raise ConfigError("the preprocessing gives images of many sizes: let CenterCrop or Resize end with one")
-    preprocess = predictor.preprocess.to_dict()
-    report = export_model(
-        predictor.model, args.output_dir, predictor.preprocess.size, args.softmax, formats, preprocess
+    sidecar = export_model(
+        predictor.model,
+        args.output_dir,
+        predictor.preprocess.size,
+        args.softmax,
+        formats,
+        predictor.preprocess.to_dict(),
+        args.precision,
     )
-    for engine, difference in report["difference"].items():
+    for engine, difference in sidecar.difference.items():
         print(f"{engine}: differs from the model by {difference:.1e} of its largest output")
     print(f"written to {args.output_dir}")
 

@@ -4,6 +4,7 @@ python tools/predict.py photo.jpg folder --weights outputs/best.pdparams
 python tools/predict.py folder --weights xcit_nano_12_p16_224 --format csv -o predictions.csv
 find . -name '*.jpg' | python tools/predict.py - --weights W.pdparams --format jsonl
 python tools/predict.py photo.jpg --weights W.pth -c CONFIG.yaml
+python tools/predict.py folder --weights EXPORTED --engine onednn --precision bfloat16
 
 Weights of a training here say which model they are, how images are preprocessed and what the classes are called; for
 others give the config that they are evaluated with. Exit code: 0; 1 when some images could not be used (they are told
@@ -35,7 +36,8 @@ def parse_args(argv):
         required=True,
         type=not_empty,
         metavar="FILE",
-        help="weight file or checkpoint, its address, or the name of published weights, which are downloaded",
+        help="weight file or checkpoint, its address, the name of published weights, which are downloaded, or the "
+        "folder of an export",
     )
     parser.add_argument("-c", "--config", "--config-file", type=not_empty, metavar="YAML", help="config of the model")
     parser.add_argument("--topk", type=int, metavar="K", help="classes to tell of each image (default 5)")
@@ -47,6 +49,13 @@ def parse_args(argv):
     parser.add_argument("--batch_size", type=int, default=32, help="images at a time (default 32)")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that read images (default 0)")
     parser.add_argument("--device", type=not_empty, help="such as cpu, gpu:0 or npu:0 (default: config, or Paddle)")
+    parser.add_argument(
+        "--engine",
+        type=not_empty,
+        help="for weights paddle; for an export onednn, paddle_inference, onnxruntime or openvino (default: the first "
+        "that has its files)",
+    )
+    parser.add_argument("--precision", default="float32", help="float32 (default) or bfloat16")
     return parser.parse_args(argv)
 
 
@@ -66,6 +75,8 @@ def main(argv=None):
         batch_size=args.batch_size,
         topk=args.topk,
         num_workers=args.num_workers,
+        engine=args.engine,
+        precision=args.precision,
     )
 
 

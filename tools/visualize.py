@@ -38,7 +38,7 @@ def main(argv=None):
     from passl_xcit.utils.logger import setup_logger
 
     setup_logger(stream=sys.stderr)
-    predictor = Predictor(args.weights, args.config)
+    predictor = Predictor(args.weights, args.config, engine="paddle")
     for image in args.images:
         for page in draw_pages(predictor.model, predictor.preprocess, image, args.output_dir, args.short_side):
             print(page)

@@ -1,8 +1,6 @@
 """A model as a program that runs without this package, compared with the model before it is declared good."""
 
 import contextlib
-import hashlib
-import json
 import os
 import shutil
 import sys
@@ -14,13 +12,23 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from passl_xcit.engine.runtimes import MISSING, ONNX, PARAMETERS, PROGRAM, runtimes, without_chatter
+from passl_xcit.engine.exported import VERSION, Sidecar, digests
+from passl_xcit.engine.runtimes import (
+    BFLOAT16,
+    FLOAT32,
+    ONNX,
+    PARAMETERS,
+    PRECISIONS,
+    PROGRAM,
+    check_engine,
+    runtimes,
+    without_chatter,
+)
 from passl_xcit.utils.errors import ConfigError, UserError
 
-SIDECAR = "export.json"
 FORMATS = ("paddle", "onnx")
 OPSET = 17
-TOLERANCE = 1e-4  # largest difference, as a share of the model's largest output
+TOLERANCE = {FLOAT32: 1e-4, BFLOAT16: 0.05}  # largest difference, as a share of the model's largest output
 
 
 class Exported(nn.Layer):
@@ -35,26 +43,27 @@ class Exported(nn.Layer):
         return F.softmax(logits, axis=-1) if self.softmax else logits
 
 
-def export_model(model, folder, image_size, softmax=False, formats=FORMATS[:1], preprocess=None):
+def export_model(model, folder, image_size, softmax=False, formats=FORMATS[:1], preprocess=None, precision=FLOAT32):
     """Write `model` as a program into a new folder, with `export.json` beside it.
 
     XCiT and RegNet take images of any size then (XCiT's sides are multiples of its patches), CrossViT of `image_size`;
-    batches may have any size.
+    batches may have any size. What is written computes in float32; engines can compute it in bfloat16.
 
     Args:
         image_size: (height, width) in pixels of the images that the program is compared with.
         softmax: give probabilities instead of logits.
         formats: of FORMATS.
-        preprocess: plain values that say how images are prepared; they go into `export.json`.
+        preprocess: `Preprocess.to_dict()`, for `export.json`.
+        precision: "bfloat16" compares the engines in bfloat16 as well.
 
     Returns:
-        What stands in `export.json`: "difference" holds the largest difference of each engine from the model, as a
-        share of the model's largest output.
+        What stands in `export.json`, a Sidecar.
 
     Raises:
-        ConfigError: the folder is there and not empty; an optional package is missing.
+        ConfigError: the folder is there and not empty; an optional package is missing; no engine has the precision.
         UserError: an engine computes something else than the model; nothing is left in the folder.
     """
+    check_engine(None, precision)
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder}: is there already and not empty; give another folder")
@@ -66,14 +75,15 @@ def export_model(model, folder, image_size, softmax=False, formats=FORMATS[:1], 
             _write_program(exported, made, image_size)
             if "onnx" in formats:
                 _write_onnx(made)
-            report = _report(exported, made, image_size, preprocess)
+            differences = _checked_differences(exported, made, image_size, precision)
         finally:
             model.train() if was_training else model.eval()
         if "paddle" not in formats:
             (made / PROGRAM).unlink()
             (made / PARAMETERS).unlink()
-        (made / SIDECAR).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return report
+        sidecar = _sidecar(exported, made, image_size, preprocess, differences)
+        sidecar.write(made)
+    return sidecar
 
 
 @contextlib.contextmanager
@@ -102,35 +112,49 @@ def _write_program(exported, folder, image_size):
 
 def _write_onnx(folder):
     try:
+        import onnxruntime  # noqa: F401 which runs it for the comparison
         import paddle2onnx
     except ImportError as error:
-        raise ConfigError(f"ONNX {MISSING}") from error
+        raise ConfigError("ONNX needs paddle2onnx and onnxruntime: pip install 'passl_xcit[export]'") from error
     files = (str(folder / name) for name in (PROGRAM, PARAMETERS, ONNX))
     # None of its optimisers: the usual one installs packages while it runs.
     paddle2onnx.export(*files, opset_version=OPSET, enable_onnx_checker=True, optimize_tool="None", verbose=False)
 
 
-def _report(exported, folder, image_size, preprocess):
-    differences = _compare(exported, folder, _trial_shapes(exported.model.backbone, image_size))
-    bad = {name: value for name, value in differences.items() if not value <= TOLERANCE}
-    if bad:
-        raise UserError(
-            f"{folder}: the exported model differs from the model by {bad}, as a share of its largest output, where "
-            f"{TOLERANCE:g} is allowed: nothing was kept"
-        )
-    names = exported.model.class_names
-    return {
-        "softmax": exported.softmax,
-        "image_size": list(image_size),
-        "any_size": exported.model.backbone.TRACED_FOR_ANY_SIZE,
-        "num_classes": exported.model.num_classes,
-        "class_names": None if names is None else list(names),
-        "preprocess": preprocess,
-        "difference": differences,
-        "passl_xcit": sys.modules["passl_xcit"].__version__,  # the package lies above this floor, and is there
-        "paddle": paddle.__version__,
-        "sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())},
-    }
+def _sidecar(exported, folder, image_size, preprocess, differences):
+    model, backbone = exported.model, exported.model.backbone
+    return Sidecar(
+        version=VERSION,
+        softmax=exported.softmax,
+        image_size=list(image_size),
+        any_size=backbone.TRACED_FOR_ANY_SIZE,
+        size_divisor=backbone.size_divisor,
+        channels=backbone.in_chans,
+        num_classes=model.num_classes,
+        class_names=None if model.class_names is None else list(model.class_names),
+        preprocess=preprocess,
+        difference=differences,
+        passl_xcit=sys.modules["passl_xcit"].__version__,  # the package lies above this floor, and is there
+        paddle=paddle.__version__,
+        sha256=digests(folder),
+    )
+
+
+def _checked_differences(exported, folder, image_size, precision):
+    """{engine: largest difference}, of engines in bfloat16 under their names with " bfloat16"."""
+    shapes, differences = _trial_shapes(exported.model.backbone, image_size), {}
+    for each in PRECISIONS[: 1 + PRECISIONS.index(precision)]:
+        found = _compare(exported, runtimes(folder, each), shapes)
+        if not found:
+            raise ConfigError(f"no engine here can compute these formats in {each}")
+        bad = {name: value for name, value in found.items() if not value <= TOLERANCE[each]}
+        if bad:
+            raise UserError(
+                f"{folder}: the exported model differs in {each} from the model by {bad}, as a share of its largest "
+                f"output, where {TOLERANCE[each]:g} is allowed: nothing was kept"
+            )
+        differences.update({name if each == FLOAT32 else f"{name} {each}": value for name, value in found.items()})
+    return differences
 
 
 def _trial_shapes(backbone, image_size):
@@ -143,13 +167,13 @@ def _trial_shapes(backbone, image_size):
 
 
 @paddle.no_grad()
-def _compare(exported, folder, shapes):
+def _compare(exported, engines, shapes):
     """{engine: largest difference from the model, as a share of the model's largest output}"""
     rng = np.random.default_rng(0)
     trials = [rng.standard_normal(shape, "float32") for shape in shapes]
     expected = [Exported.forward(exported, paddle.to_tensor(images)).numpy() for images in trials]
     differences = {}
-    for name, run in runtimes(folder).items():
+    for name, run in engines.items():
         found = [np.abs(run(images) - wanted).max() for images, wanted in zip(trials, expected)]
         differences[name] = float(max(d / np.abs(wanted).max() for d, wanted in zip(found, expected)))
     return differences

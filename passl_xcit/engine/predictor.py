@@ -15,6 +15,8 @@ from passl_xcit.datasets.imagenet import as_rgb, images_in, open_image
 from passl_xcit.datasets.preprocess import Preprocess
 from passl_xcit.datasets.worker_pool import NO_SAMPLE, can_fork, in_workers
 from passl_xcit.engine import builder
+from passl_xcit.engine.exported import ExportedModel, is_export
+from passl_xcit.engine.runtimes import EAGER, FLOAT32, check_engine
 from passl_xcit.engine.weight_entries import (
     model_of_file,
     preprocess_of_config,
@@ -58,25 +60,40 @@ class Predictor:
 
     Args:
         weights: a weight file or checkpoint that says which model it is, as a training here writes it, its address,
-            or the name of published weights (`create_model`'s names), which are downloaded.
+            or the name of published weights (`create_model`'s names), which are downloaded; or the folder of an export.
         config: path of a config, whose model and evaluation transforms are taken; for weights that do not say theirs.
         device: such as "cpu" or "gpu:0"; by default the config's, else Paddle's current one.
         batch_size: images that run through the model together, if they have one size.
         topk: how many classes to tell; by default 5, or all of a model that has fewer.
         num_workers: processes that read and preprocess images.
         class_names: a list of names, instead of those that the weights tell.
+        engine: what computes: "paddle", for weights; for an export one of `runtimes.ENGINES`. None takes "paddle" or,
+            for an export, see ExportedModel. Engines for exports run on the CPU.
+        precision: "float32", or "bfloat16" where the engine has it.
 
     Attributes:
-        model: in evaluation mode.
+        model: in evaluation mode; or an ExportedModel.
         preprocess: a Preprocess.
         class_names: a list, or None where nobody tells them.
 
     Raises:
-        CheckpointError: the weights cannot be had or read, do not fit, or do not say what they are.
-        ConfigError: the config or an argument is wrong.
+        CheckpointError: the weights cannot be had or read, do not fit, or do not say what they are; an export is not
+            what it was when it was written.
+        ConfigError: the config or an argument is wrong, or the engine cannot run here.
     """
 
-    def __init__(self, weights, config=None, device=None, batch_size=32, topk=None, num_workers=0, class_names=None):
+    def __init__(
+        self,
+        weights,
+        config=None,
+        device=None,
+        batch_size=32,
+        topk=None,
+        num_workers=0,
+        class_names=None,
+        engine=None,
+        precision=FLOAT32,
+    ):
         if not isinstance(weights, (str, os.PathLike)) or not str(weights):
             raise ConfigError(f"weights must be a path, an address or a name, not {weights!r}")
         for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
@@ -84,15 +101,12 @@ class Predictor:
                 raise ConfigError(f"{name} must be a whole number, at least {least}, not {value!r}")
         self.batch_size = batch_size
         self.num_workers = min(num_workers, usable_cores()) if can_fork() else 0
-        cfg = None
-        if config is not None:
-            cfg = load_config(config)
-            builder.check_config(cfg, training=False)
-        device = device or (cfg and cfg.get("device"))
-        if device:
-            select_device(device)
-        self.model, self.preprocess = _from_weights(weights) if cfg is None else _from_config(cfg, weights)
-        self.model.eval()
+        check_engine(engine, precision)
+        if is_export(weights):
+            self.model, self.preprocess = _from_export(weights, config, device, engine, precision)
+        else:
+            _check_eager(weights, engine, precision)
+            self.model, self.preprocess = _eager(weights, config, device)
         self.topk = self._checked_topk(topk)
         self.class_names = self.model.class_names if class_names is None else self._checked_names(class_names)
 
@@ -141,6 +155,8 @@ class Predictor:
     @paddle.no_grad()
     def logits(self, images):
         """float32 [B, C, H, W], as `preprocess` makes them -> float32 [B, K]"""
+        if isinstance(self.model, ExportedModel):
+            return self.model(images)
         return self.model(paddle.to_tensor(images)).astype("float32").numpy()
 
     def _tasks(self, images, waiting):
@@ -188,6 +204,45 @@ class Predictor:
         best = np.argsort(-probabilities, kind="stable")[: self.topk].tolist()
         names = self.class_names
         return tuple(Guess(index, names[index] if names else None, float(probabilities[index])) for index in best)
+
+
+def _from_export(folder, config, device, engine, precision):
+    """(ExportedModel, Preprocess) of the folder of an export."""
+    if engine == EAGER:
+        raise ConfigError(f"{folder}: is an export, which engine {EAGER} does not run; give the weights")
+    if config is not None:
+        raise ConfigError(f"{folder}: is an export, which says its own model and preprocessing: leave out the config")
+    if device not in (None, "cpu"):
+        raise ConfigError(f"{folder}: is an export, which runs on the CPU here, not on {device}")
+    model = ExportedModel(folder, engine, precision)
+    if model.preprocess is None:
+        raise CheckpointError(f"{folder}: does not say how images are preprocessed; export with tools/export.py")
+    return model, model.preprocess
+
+
+def _check_eager(weights, engine, precision):
+    """Raise ConfigError for an engine or a precision that needs an export."""
+    if engine not in (None, EAGER):
+        raise ConfigError(
+            f"engine {engine} runs the folder of an export, and {weights} is none: write one with "
+            f"python tools/export.py {weights} --output_dir DIR"
+        )
+    if precision != FLOAT32:
+        raise ConfigError(f"engine {EAGER} predicts in {FLOAT32}; {precision} needs an export and its engines")
+
+
+def _eager(weights, config, device):
+    """(model in evaluation mode, Preprocess)"""
+    cfg = None
+    if config is not None:
+        cfg = load_config(config)
+        builder.check_config(cfg, training=False)
+    device = device or (cfg and cfg.get("device"))
+    if device:
+        select_device(device)
+    model, preprocess = _from_weights(weights) if cfg is None else _from_config(cfg, weights)
+    model.eval()
+    return model, preprocess
 
 
 def _from_weights(weights):

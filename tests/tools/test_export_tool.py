@@ -20,7 +20,7 @@ WEIGHTS = str(ROOT / "weights" / "xcit_demo_p4_fashion_mnist.pdparams")
 def test_the_demos_program_gives_the_predictors_probabilities(tmp_path, capsys):
     main([WEIGHTS, "--output_dir", str(tmp_path / "out"), "--softmax"])
     output = capsys.readouterr().out
-    assert "paddle: differs from the model by" in output and f"written to {tmp_path / 'out'}" in output
+    assert "onednn: differs from the model by" in output and f"written to {tmp_path / 'out'}" in output
     sidecar = json.loads((tmp_path / "out" / "export.json").read_text(encoding="utf-8"))
     predictor, run = Predictor(WEIGHTS, topk=10), PaddleInference(tmp_path / "out")
     assert sidecar["preprocess"] == predictor.preprocess.to_dict() and sidecar["class_names"] == predictor.class_names

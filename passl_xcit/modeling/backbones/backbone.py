@@ -21,6 +21,7 @@ class Backbone(nn.Layer):
     MATHS = {}
     HEAD = "SwinTransformerClsHead"  # what `create_model` puts on top
     TRACED_FOR_ANY_SIZE = True  # whether an exported program takes images of another size than it was traced with
+    size_divisor = 1  # sides of images are multiples of it
     stages = ()
 
     @property
@@ -70,6 +71,15 @@ class Backbone(nn.Layer):
             raise DataError(f"images hold {_short_type(images)}, expected float32 after normalisation")
         if images.shape[1] != self.in_chans:
             raise DataError(f"images have {images.shape[1]} channels, but the model's in_chans is {self.in_chans}")
+
+
+def check_sides(height, width, divisor):
+    """Raise DataError unless both sides are multiples of `divisor`, the side of a patch, and not 0."""
+    if height % divisor or width % divisor or not height or not width:
+        raise DataError(
+            f"images of {height} x {width} pixels do not divide into patches of {divisor}: "
+            f"let CenterCrop or Resize make both sides multiples of {divisor}"
+        )
 
 
 def _short_type(tensor):

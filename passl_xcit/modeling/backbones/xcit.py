@@ -16,7 +16,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from passl_xcit.modeling.backbones.backbone import Backbone
+from passl_xcit.modeling.backbones.backbone import Backbone, check_sides
 from passl_xcit.modeling.layers import (
     DropPath,
     Gelu,
@@ -31,7 +31,6 @@ from passl_xcit.modeling.layers import (
     split_heads,
     trunc_normal_,
 )
-from passl_xcit.utils.errors import DataError
 from passl_xcit.utils.registry import BACKBONES
 
 LAYER_NORM_EPS = 1e-6
@@ -298,6 +297,7 @@ class XCiT(Backbone):
             raise ValueError(f"mlp_ratio must be above 0, not {mlp_ratio}")
         check_rates(drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
         self.patch_size, self.in_chans, self.num_features = patch_size, in_chans, embed_dim
+        self.size_divisor = patch_size
         self.patch_embed = ConvPatchEmbed(patch_size, in_chans, embed_dim)
         self.pos_embeder = PositionalEncodingFourier(32, embed_dim)  # the reference's spelling, kept for weight files
         self.pos_drop = nn.Dropout(drop_rate)
@@ -372,11 +372,7 @@ class XCiT(Backbone):
         height, width = images.shape[2:]
         if not isinstance(height, int):  # an exported program for images of any size
             return
-        if height % self.patch_size or width % self.patch_size or not height or not width:
-            raise DataError(
-                f"images of {height} x {width} pixels do not divide into patches of {self.patch_size}: "
-                f"let CenterCrop or Resize make both sides multiples of {self.patch_size}"
-            )
+        check_sides(height, width, self.size_divisor)
 
 
 def _check_sizes(patch_size, embed_dim, depth, num_heads, cls_attn_layers, in_chans):
