@@ -65,7 +65,10 @@ def main(argv=None):
         args.precision,
     )
     for engine, difference in sidecar.difference.items():
-        print(f"{engine}: differs from the model by {difference:.1e} of its largest output")
+        if difference is None:
+            print(f"{engine}: cannot run this model")
+        else:
+            print(f"{engine}: differs from the model by {difference:.1e} of its largest output")
     print(f"written to {args.output_dir}")
 
 

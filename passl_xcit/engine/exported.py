@@ -8,7 +8,7 @@ from typing import Dict, List, NamedTuple, Optional, get_type_hints
 import numpy as np
 
 from passl_xcit.datasets.preprocess import Preprocess
-from passl_xcit.engine.runtimes import ONNX, PARAMETERS, PROGRAM, default_engine, open_runtime
+from passl_xcit.engine.runtimes import ONNX, PARAMETERS, PROGRAM, default_engine, label, open_runtime
 from passl_xcit.modeling.backbones.backbone import check_sides
 from passl_xcit.utils.errors import CheckpointError, ConfigError, DataError
 from passl_xcit.utils.refusals import short
@@ -26,7 +26,8 @@ class Sidecar(NamedTuple):
 
     `image_size` (height, width) in pixels is what the model was evaluated with; with `any_size` images may have other
     sides, multiples of `size_divisor`. `preprocess` is `Preprocess.to_dict()`. `difference` holds for each engine its
-    largest difference from the model, as a share of the model's largest output; `sha256` has the other files' digests.
+    largest difference from the model, as a share of the model's largest output, None for one that failed; `sha256` has
+    the other files' digests.
     """
 
     version: int
@@ -82,7 +83,12 @@ class ExportedModel:
         self.sidecar = _verified(self.folder)
         self.num_classes, self.class_names = self.sidecar.num_classes, self.sidecar.class_names
         self.preprocess = self._preprocess()
-        self._run = open_runtime(self.folder, engine or default_engine(self.sidecar.sha256), precision)
+        engine = engine or default_engine(self.sidecar.sha256)
+        if self.sidecar.difference.get(label(engine, precision), 0) is None:
+            raise ConfigError(
+                f"{self.folder}: engine {engine} failed in {precision} with this model when it was exported"
+            )
+        self._run = open_runtime(self.folder, engine, precision)
         self._check_shapes(*self._run.shapes)
 
     def _preprocess(self):

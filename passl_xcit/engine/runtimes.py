@@ -32,14 +32,14 @@ class PaddleInference:
 
     Raises:
         CheckpointError: the program would do anything but compute.
-        DataError: when called, for images that the program cannot take.
+        DataError: when called, where the engine fails.
     """
 
     FILES, PRECISIONS = (PROGRAM, PARAMETERS), (FLOAT32,)
     ONEDNN = False
 
     def __init__(self, folder, precision=FLOAT32, threads=None):
-        inference = self.package()
+        inference, self.precision = self.package(), precision
         self.shapes = program_shapes(folder / PROGRAM)
         config = inference.Config(*(str(folder / name) for name in self.FILES))
         config.disable_gpu()
@@ -61,7 +61,7 @@ class PaddleInference:
         tensor = self.predictor.get_input_handle(name)
         tensor.reshape(images.shape)
         tensor.copy_from_cpu(images)
-        with _refusals(images), contextlib.nullcontext() if self.has_run else without_chatter():
+        with _failures(images, self.precision), contextlib.nullcontext() if self.has_run else without_chatter():
             self.predictor.run()
         self.has_run = True
         return self.predictor.get_output_handle(output).copy_to_cpu()
@@ -85,7 +85,7 @@ class OnnxRuntime:
     FILES, PRECISIONS, EXTRA = (ONNX,), (FLOAT32,), "export"
 
     def __init__(self, folder, precision=FLOAT32, threads=None):
-        onnxruntime = self.package()
+        onnxruntime, self.precision = self.package(), precision
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or usable_cores()
         options.log_severity_level = 4
@@ -101,7 +101,7 @@ class OnnxRuntime:
 
     def __call__(self, images):
         (given,) = self.session.get_inputs()
-        with _refusals(images):
+        with _failures(images, self.precision):
             return self.session.run(None, {given.name: images})[0]
 
 
@@ -112,7 +112,7 @@ class OpenVino:
     HINTS = {FLOAT32: "f32", BFLOAT16: "bf16"}
 
     def __init__(self, folder, precision=FLOAT32, threads=None):
-        core = self.package().Core()
+        core, self.precision = self.package().Core(), precision
         program = core.read_model(str(folder / ONNX))
         threads = threads or usable_cores()
         options = {"INFERENCE_PRECISION_HINT": self.HINTS[precision], "INFERENCE_NUM_THREADS": threads}
@@ -131,7 +131,7 @@ class OpenVino:
         return "BF16" in cls.package().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
     def __call__(self, images):
-        with _refusals(images):
+        with _failures(images, self.precision):
             return self.compiled(images)[0]
 
 
@@ -140,12 +140,13 @@ ENGINES = {"onednn": OneDnn, "paddle_inference": PaddleInference, "onnxruntime":
 
 
 @contextlib.contextmanager
-def _refusals(images):
+def _failures(images, precision):
     try:
         yield
     except Exception as error:  # engines raise classes of their own
+        shape = list(images.shape)
         raise DataError(
-            f"the exported model cannot take images of shape {list(images.shape)}: {_last_line(error)}"
+            f"the engine cannot compute images of shape {shape} in {precision}: {_last_line(error)}"
         ) from error
 
 
@@ -159,6 +160,11 @@ def check_engine(engine, precision):
         raise ConfigError(f"there is no engine {engine!r}{nearest(str(engine), (EAGER, *ENGINES))}")
     if precision not in PRECISIONS:
         raise ConfigError(f"precision must be {' or '.join(PRECISIONS)}, not {precision!r}")
+
+
+def label(engine, precision):
+    """What `export.json` calls an engine in a precision, such as "onednn" or "onednn bfloat16"."""
+    return engine if precision == FLOAT32 else f"{engine} {precision}"
 
 
 def why_not(engine, precision):

@@ -106,6 +106,8 @@ class Gelu(nn.Layer):
 
     def forward(self, x):
         """[...] -> [...]"""
+        if self.act == "gelu_tanh" and not paddle.in_dynamic_mode():  # paddle2onnx 2.1.0 would export the other one
+            return 0.5 * x * (1 + paddle.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
         return F.gelu(x, approximate=self.act == "gelu_tanh")
 
 
