@@ -48,6 +48,7 @@ setup(
     extras_require={
         "npu": ["paddle-custom-npu"],
         "export": ["paddle2onnx>=2.1.0", "onnxruntime>=1.20"],
+        "openvino": ["openvino>=2024.6"],  # engine="openvino", for what the extra `export` writes
         # What tests/peers compares with; MindCV needs an environment of its own (NumPy below 2).
         "peers": ["timm", "mmpretrain==1.2.0", "mmcv-lite", "mmengine", "safetensors"],
         "notebooks": NOTEBOOKS,
@@ -56,6 +57,7 @@ setup(
             "pytest>=7.4",
             "paddle2onnx>=2.1.0",
             "onnxruntime>=1.20",
+            "openvino>=2024.6",
             "hypothesis>=6.80",
             "ruff==0.17.6",
             "setuptools>=62.3",

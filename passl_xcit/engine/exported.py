@@ -92,8 +92,10 @@ class ExportedModel:
         self._check_shapes(*self._run.shapes)
 
     def _preprocess(self):
+        if self.sidecar.preprocess is None:
+            return None
         try:
-            return self.sidecar.preprocess and Preprocess.from_dict(self.sidecar.preprocess)
+            return Preprocess.from_dict(self.sidecar.preprocess)
         except ConfigError as error:
             raise CheckpointError(f"{self.folder / SIDECAR}: its entry preprocess: {error}") from error
 

@@ -12,7 +12,7 @@ from passl_xcit.utils.refusals import short
 # "0" is Paddle's dialect `builtin`, "1" is `pd_op`, "p" a parameter. The same in Paddle 3.0.0 and 3.3.1.
 _NAMES = """
     p 0.combine 0.split 1.add 1.arange 1.assign_value_ 1.batch_norm_ 1.cast 1.clip 1.concat 1.conv2d 1.cos 1.data
-    1.depthwise_conv2d 1.divide 1.elementwise_pow 1.expand 1.fetch 1.flatten 1.full 1.full_int_array 1.gelu
+    1.depthwise_conv2d 1.divide 1.dropout 1.elementwise_pow 1.expand 1.fetch 1.flatten 1.full 1.full_int_array 1.gelu
     1.layer_norm 1.matmul 1.mean 1.multiply 1.relu 1.reshape 1.scale 1.shape64 1.sigmoid 1.sin 1.slice 1.softmax
     1.split 1.split_with_num 1.sqrt 1.stack 1.sum 1.tanh 1.transpose 1.unsqueeze
 """

@@ -11,20 +11,15 @@ from passl_xcit.engine import export
 from passl_xcit.engine.export import export_model
 from passl_xcit.engine.runtimes import PaddleInference, runtimes
 from passl_xcit.modeling.factory import create_model
-from passl_xcit.utils.errors import ConfigError, DataError, UserError
+from passl_xcit.utils.errors import ConfigError, UserError
 from passl_xcit.utils.kernels import recorded_calls
 
 pytestmark = pytest.mark.slow
-SMALL = {
-    "xcit_nano_12_p8_224": {"embed_dim": 16, "depth": 2, "num_heads": 2},
-    "crossvit_9_240": {"img_size": [24, 32], "embed_dim": [8, 16], "num_heads": [2, 2], "patch_size": [4, 8]},
-    "regnetx_002": {},
-}
 
 
-def small(name):
+def small():
     paddle.seed(1)
-    model = create_model(name, num_classes=5, **SMALL[name])
+    model = create_model("xcit_nano_12_p8_224", num_classes=5, embed_dim=16, depth=2, num_heads=2)
     model.eval()
     return model
 
@@ -38,24 +33,16 @@ def logits(model, images):
         return model(paddle.to_tensor(images)).numpy()
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_every_engine_computes_what_the_model_computes(name, tmp_path, capfd):
-    model = small(name)
-    report = export_model(model, tmp_path / "out", (32, 32), formats=("paddle", "onnx"))
-    assert capfd.readouterr().out == ""  # what the engines print is not for the user
-    shapes = [(1, 32, 32), (4, 32, 32)] + ([(2, 48, 80)] if report.any_size else [])
-    found = runtimes(tmp_path / "out")
-    assert set(found) == set(report.difference) >= {"paddle_inference", "onednn", "onnxruntime"}
-    for run in found.values():
-        for count, *sides in shapes:
-            images = noise(count, 3, *sides)
-            np.testing.assert_allclose(run(images), logits(model, images), atol=1e-4)
-    assert all(0 <= difference < 1e-4 for difference in report.difference.values())
+def test_it_is_quiet_and_says_how_far_the_engines_are_from_the_model(tmp_path, capfd):
+    sidecar = export_model(small(), tmp_path / "out", (32, 32), formats=("paddle", "onnx"))
+    assert capfd.readouterr() == ("", "")  # what the engines print is not for the user
+    assert set(sidecar.difference) == set(runtimes(tmp_path / "out")) >= {"paddle_inference", "onednn", "onnxruntime"}
+    assert all(0 <= difference < 1e-4 for difference in sidecar.difference.values())
 
 
 def test_paddle_logs_its_kernels_afterwards_as_before(tmp_path):
     """The pre-flight reads them."""
-    export_model(small("xcit_nano_12_p8_224"), tmp_path / "out", (32, 32))
+    export_model(small(), tmp_path / "out", (32, 32))
     PaddleInference(tmp_path / "out")(noise(1, 3, 32, 32))
     with recorded_calls() as calls:
         paddle.ones([2])
@@ -64,7 +51,7 @@ def test_paddle_logs_its_kernels_afterwards_as_before(tmp_path):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_is_what_it_was(training, tmp_path):
-    model, images = small("xcit_nano_12_p8_224"), noise(2, 3, 24, 24)
+    model, images = small(), noise(2, 3, 24, 24)
     before = logits(model, images)
     model.train() if training else model.eval()
     export_model(model, tmp_path / "out", (32, 32))
@@ -77,7 +64,7 @@ def test_the_model_is_what_it_was(training, tmp_path):
 
 
 def test_probabilities_class_names_and_preprocessing_go_with_the_program(tmp_path):
-    model = small("xcit_nano_12_p8_224")
+    model = small()
     model.class_names = ["雪", "b", "c", "d", "e"]
     export_model(model, tmp_path / "out", (32, 24), softmax=True, preprocess={"mean": [1, 2, 3]})
     sidecar = json.loads((tmp_path / "out" / "export.json").read_text(encoding="utf-8"))
@@ -96,7 +83,7 @@ def test_a_program_that_computes_something_else_is_not_kept(tmp_path, monkeypatc
     with pytest.raises(
         UserError, match="the exported model differs in float32 from the model by .*'paddle': .* nothing was kept"
     ):
-        export_model(small("xcit_nano_12_p8_224"), tmp_path / "out", (32, 32))
+        export_model(small(), tmp_path / "out", (32, 32))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -104,25 +91,19 @@ def test_a_program_without_numbers_is_not_kept(tmp_path, monkeypatch):
     nan = {"paddle": lambda images: np.full([len(images), 5], np.nan, "float32")}
     monkeypatch.setattr(export, "runtimes", lambda folder, precision: nan)
     with pytest.raises(UserError, match="nothing was kept"):
-        export_model(small("xcit_nano_12_p8_224"), tmp_path / "out", (32, 32))
+        export_model(small(), tmp_path / "out", (32, 32))
 
 
 def test_nothing_is_written_over(tmp_path):
     (tmp_path / "file").write_text("mine")
     for folder in (tmp_path, tmp_path / "file"):
         with pytest.raises(ConfigError, match="is there already and not empty; give another folder"):
-            export_model(small("xcit_nano_12_p8_224"), folder, (32, 32))
+            export_model(small(), folder, (32, 32))
     assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_an_absent_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "paddle2onnx", None)
     with pytest.raises(ConfigError, match="ONNX needs paddle2onnx and onnxruntime: pip install 'passl_xcit.export.'"):
-        export_model(small("xcit_nano_12_p8_224"), tmp_path / "out", (32, 32), formats=("onnx",))
+        export_model(small(), tmp_path / "out", (32, 32), formats=("onnx",))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_images_that_a_program_cannot_take_are_refused_in_one_line(tmp_path):
-    export_model(small("crossvit_9_240"), tmp_path / "out", (32, 32))
-    with pytest.raises(DataError, match=r"the exported model cannot take images of shape \[1, 3, 40, 40\]: .+"):
-        PaddleInference(tmp_path / "out")(noise(1, 3, 40, 40))

@@ -18,8 +18,9 @@ from passl_xcit.utils.registry import BACKBONES
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
-TINY = {"embed_dim": 16, "depth": 2, "num_heads": 2, "cls_attn_layers": 1}
-BRANCHES = {"img_size": [24, 32], "embed_dim": [16, 32], "depth": [[1, 2]], "num_heads": [2, 2]}
+DROP = {"drop_rate": 0.1, "attn_drop_rate": 0.1, "drop_path_rate": 0.2}
+TINY = {"embed_dim": 16, "depth": 2, "num_heads": 2, "cls_attn_layers": 1, **DROP}
+BRANCHES = {"img_size": [24, 32], "embed_dim": [16, 32], "depth": [[1, 2]], "num_heads": [2, 2], **DROP}
 STAGES = {"name": "RegNet", "w_a": 16.0, "w_0": 16, "w_m": 2.0, "d": 3, "group_w": 8, "bot_mul": 1.0}
 KINDS = {
     "xcit_p16": {"name": "xcit_nano_12_p16", **TINY},
