@@ -48,7 +48,7 @@ setup(
     extras_require={
         "npu": ["paddle-custom-npu"],
         "export": ["paddle2onnx>=2.1.0", "onnxruntime>=1.20"],
-        "openvino": ["openvino>=2024.6"],  # engine="openvino", for what the extra `export` writes
+        "openvino": ["openvino>=2025.4"],  # for Python 3.10 on; versions before do not read paddle2onnx's files
         # What tests/peers compares with; MindCV needs an environment of its own (NumPy below 2).
         "peers": ["timm", "mmpretrain==1.2.0", "mmcv-lite", "mmengine", "safetensors"],
         "notebooks": NOTEBOOKS,
@@ -57,7 +57,7 @@ setup(
             "pytest>=7.4",
             "paddle2onnx>=2.1.0",
             "onnxruntime>=1.20",
-            "openvino>=2024.6",
+            'openvino>=2025.4; python_version >= "3.10"',
             "hypothesis>=6.80",
             "ruff==0.17.6",
             "setuptools>=62.3",
