@@ -28,6 +28,7 @@ WORK = {
     "draw-curves": (["--schedule", CONFIG, "--output", "curves.png"], "", "curves.png"),
     "model-zoo": (["xcit_nano_12_p8*"], "xcit_nano_12_p8_384_dist", None),
     "doctor": (["-c", CONFIG], "no errors", None),
+    "benchmark": (["--startup", "--repeats", "1", "--output", "startup.json"], "", "startup.json"),
 }
 MINE = f"""
 _base_: {CONFIG}

@@ -53,17 +53,18 @@ def train(config, load=None, resume=None, overrides=None):
     return run(config, _as_overrides(overrides), load, resume)
 
 
-def evaluate(config, weights, overrides=None):
+def evaluate(config, weights, overrides=None, report=None):
     """Evaluate weights as a config describes it, as `tools/validate.py` does: {"acc1", "acc5"}, in percent.
 
     Args:
         config, overrides: see `train`.
         weights: file of any format that `load_weights` reads, or its address; it must fit exactly.
+        report: folder that gets report.html, report.json and predictions.csv.
 
     Raises:
         UserError: for anything the user can mend.
     """
-    return run(config, _as_overrides(overrides), weights, evaluate_only=True)
+    return run(config, _as_overrides(overrides), weights, evaluate_only=True, evaluation=EvaluationOptions(report))
 
 
 def _as_overrides(values):

@@ -40,6 +40,20 @@ def as_batch(image, mean, std):
     return paddle.to_tensor(Normalize(mean, std)(Transpose()(image, None), None)[None])
 
 
+def whole_image(model, preprocess, image, short_side=None):
+    """(PIL image, float32 tensor [1, C, height, width]): the whole of an image, uncropped, and as a model takes it.
+
+    Args:
+        model: an XCiT or CrossViT; of the former the sides become whole multiples of its patches.
+        preprocess: a Preprocess, whose mode, mean and std are taken.
+        image: a PIL image of any mode.
+        short_side: see `fitted`.
+    """
+    patch_size = model.backbone.patch_size if isinstance(model.backbone, XCiT) else 1
+    picture, said = fitted(image.convert(preprocess.mode), patch_size, short_side), preprocess.summary()
+    return picture, as_batch(picture, said["mean"], said["std"])
+
+
 def draw_pages(model, preprocess, path, folder, short_side=None):
     """Draw what there is to see of an image into `folder`: the paths of the pages.
 
@@ -53,11 +67,8 @@ def draw_pages(model, preprocess, path, folder, short_side=None):
         BadImage: the image cannot be used.
         ConfigError: the model has nothing to show, or the folder cannot be written.
     """
-    backbone, folder = model.backbone, Path(folder)
-    is_xcit = isinstance(backbone, XCiT)
-    picture = fitted(open_image(path).convert(preprocess.mode), backbone.patch_size if is_xcit else 1, short_side)
-    said = preprocess.summary()
-    batch = as_batch(picture, said["mean"], said["std"])
+    is_xcit, folder = isinstance(model.backbone, XCiT), Path(folder)
+    picture, batch = whole_image(model, preprocess, open_image(path), short_side)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

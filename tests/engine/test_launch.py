@@ -330,7 +330,9 @@ class TestFromPython:
         best = passl_xcit.train(config, overrides={"epochs": 1, "dataloader.train.sampler.batch_size": 8})
         checkpoint = tmp_path / "out" / "latest.pdparams"
         assert best["epoch"] == 1 and best["iter"] == 3
-        found = passl_xcit.evaluate(config, checkpoint, {"dataloader.val.sampler.batch_size": 1})
+        report = tmp_path / "report"
+        found = passl_xcit.evaluate(config, checkpoint, {"dataloader.val.sampler.batch_size": 1}, str(report))
+        assert (report / "report.html").is_file()
         assert found == {"acc1": best["acc1"], "acc5": best["acc5"]}
         again = passl_xcit.train(
             config, resume="auto", overrides={"epochs": 2, "dataloader.train.sampler.batch_size": 8}

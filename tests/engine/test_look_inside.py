@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from passl_xcit.datasets.preprocess import Preprocess
 from passl_xcit.engine import look_inside
 from passl_xcit.engine.look_inside import (
     as_batch,
@@ -15,6 +16,7 @@ from passl_xcit.engine.look_inside import (
     draw_features,
     fitted,
     principal_colours,
+    whole_image,
 )
 from passl_xcit.modeling.factory import create_model
 from passl_xcit.utils.errors import ConfigError, DataError
@@ -66,6 +68,14 @@ def test_a_batch_is_the_normalised_image():
     np.testing.assert_allclose(as_batch(picture, MEAN, STD).numpy()[0], expected.transpose(2, 0, 1), rtol=1e-6)
     with pytest.raises(DataError, match="Normalize has 1 mean values, but the image has 3 channels"):
         as_batch(picture, [1.0], [1.0])
+
+
+def test_a_whole_image_is_neither_cropped_nor_left_without_whole_patches(model):
+    preprocess = Preprocess.of_pipeline(8, 8, "bicubic", MEAN, STD)
+    picture, batch = whole_image(model, preprocess, image(15, 21).convert("RGBA"))
+    assert (picture.mode, picture.size, batch.shape) == ("RGB", (16, 20), [1, 3, 20, 16])
+    assert batch.numpy().tobytes() == as_batch(picture, MEAN, STD).numpy().tobytes()
+    assert whole_image(model, preprocess, picture, short_side=8)[0].size == (8, 8)
 
 
 def test_principal_components_are_the_covariances_largest_eigenvectors():
