@@ -24,7 +24,7 @@ from passl_xcit.utils.errors import ConfigError, exit_with_one_line  # noqa: E40
 from passl_xcit.utils.startup import prepare_paddle  # noqa: E402
 
 FAMILIES = {"xcit": "XCiT", "crossvit": "CrossViT", "regnety": "RegNetY"}
-FILES = ("docs/model_zoo.md", "README.md", "README_zh.md")
+FILES = ("docs/model_zoo.md", "README.md", "README_cn.md")
 BLOCK = re.compile(r"(<!-- model_zoo:begin (\w+) -->\n).*?(<!-- model_zoo:end -->)", re.DOTALL)
 README_HEADERS = {
     "en": (
@@ -192,7 +192,7 @@ BLOCKS = {
     "others": others_table,
     "aliases": aliases_table,
     "readme": lambda: readme_tables("en"),
-    "readme_zh": lambda: readme_tables("zh"),
+    "readme_cn": lambda: readme_tables("zh"),
 }
 
 

@@ -164,7 +164,7 @@ def test_a_wrong_number_is_named_and_the_exit_code_is_1(monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     ("name", "blocks"),
-    [("docs/model_zoo.md", ["all", "others", "aliases"]), ("README.md", ["readme"]), ("README_zh.md", ["readme_zh"])],
+    [("docs/model_zoo.md", ["all", "others", "aliases"]), ("README.md", ["readme"]), ("README_cn.md", ["readme_cn"])],
 )
 def test_the_tables_in_the_documentation_are_those_of_zoo_yaml(name, blocks):
     page = (ROOT / name).read_text("utf-8")
