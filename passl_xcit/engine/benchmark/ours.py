@@ -70,16 +70,12 @@ def inference(task):
 def _exported(model, task):
     """The engine with the model's export in it."""
     from passl_xcit.engine.export import export_model
-    from passl_xcit.engine.runtimes import OnnxRuntime, PaddleInference
+    from passl_xcit.engine.runtimes import ENGINES, ONNX, open_runtime
 
-    if task["precision"] != "float32":
-        raise ConfigError(f"{task['engine']}: in float32 only")
     folder = Path(tempfile.mkdtemp(dir=Path(task["inputs"]).parent)) / "export"
-    onnx = task["engine"] == "onnxruntime"
-    export_model(model, folder, [task["image_size"]] * 2, formats=["onnx" if onnx else "paddle"])
-    if onnx:
-        return OnnxRuntime(folder, task["threads"])
-    return PaddleInference(folder, task["engine"] == "onednn", task["threads"])
+    formats = ["onnx" if ONNX in ENGINES[task["engine"]].FILES else "paddle"]
+    export_model(model, folder, [task["image_size"]] * 2, formats=formats)
+    return open_runtime(folder, task["engine"], task["precision"], task["threads"])
 
 
 def train(task):
