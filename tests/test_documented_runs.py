@@ -23,11 +23,13 @@ from passl_xcit.utils.shipped import shipped
 
 CONFIGS = ("CONFIG", "CONFIG.yaml")
 WEIGHTS = ("WEIGHTS", "WEIGHTS.pdparams", "CHECKPOINT", "outputs/best.pdparams")
-DATA = ("DIR", "ILSVRC2012", "photos")
-STAGED = {*CONFIGS, *WEIGHTS, *DATA, "photo.jpg"}
+DATA = ("DIR", "ILSVRC2012", "imagenet-a", "photos")
+LABELS = {"real.json": str([[0]] * 15), "imagenet_a_indices.txt": "0\n1\n2\n"}
+STAGED = {*CONFIGS, *WEIGHTS, *DATA, *LABELS, "photo.jpg"}
 INPUTS = (
     *("images", "weights", "checkpoint", "load", "ckpt_path", "source"),
     *("config", "config_file", "c", "schedule", "data", "data_dir", "log"),
+    *("real_labels", "class_list"),
 )
 ELSEWHERE = (
     "compare",
@@ -76,11 +78,15 @@ def stage(tmp_path_factory):
     """A folder with what the names in the commands stand for."""
     run, folder = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("stage")
     tiny_run(run, "epochs=1")
+    for number, path in enumerate(sorted((run / "val").rglob("*.png")), 1):
+        path.rename(path.with_name(f"ILSVRC2012_val_{number:08d}.png"))
     (folder / "outputs").mkdir()
     for name in CONFIGS:
         (folder / name).write_text(tiny_file(run).read_text().replace(str(run / "out"), "outputs/tiny"))
     for name in WEIGHTS:
         shutil.copy(run / "out" / "latest.pdparams", folder / name)
+    for name, text in LABELS.items():
+        (folder / name).write_text(text)
     for name in DATA:
         (folder / name).mkdir()
         for split in ("train", "val"):
