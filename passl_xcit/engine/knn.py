@@ -5,7 +5,8 @@ section 3.4): of the k training images whose features are most similar, by the c
 the weight exp(s / 0.07). Both splits are read as an evaluation reads them.
 
 Training features pass by in blocks and are not kept: the memory depends on the number of images that are classified,
-not on that of the training images. Of several processes each looks at its share of the training images.
+not on that of the training images (docs/features.md has measurements). Of several processes each looks at its share of
+the training images.
 
 Letters: Q images to classify (queries), N training images of a block, C channels, K classes, k neighbours.
 """
@@ -113,15 +114,18 @@ def evaluate_knn(model, train_loader, val_loader, stage=STAGE):
     similarities, labels = nearest.result()
     if np.isneginf(similarities).all():
         raise _no_image(train_loader)
-    return {
-        k: _accuracy(votes(similarities[:, :k], labels[:, :k], model.num_classes), targets, len(val_loader.dataset), k)
-        for k in neighbours
-    }
+    total = len(val_loader.dataset)
+    return {k: _accuracy(k, similarities[:, :k], labels[:, :k], targets, model.num_classes, total) for k in neighbours}
 
 
-def _accuracy(scores, targets, total, k):
-    correct = topk_correct(paddle.to_tensor(scores), targets)
-    metrics = {f"acc{top}": 100.0 * int(count) / total for top, count in zip(TOPK, correct)}
+def _accuracy(k, similarities, labels, targets, num_classes, total):
+    correct = [0] * len(TOPK)
+    for start in range(0, len(labels), QUERIES):  # K votes of each query are many
+        rows = slice(start, start + QUERIES)
+        scores = paddle.to_tensor(votes(similarities[rows], labels[rows], num_classes))
+        found = topk_correct(scores, targets[rows])
+        correct = [so_far + int(count) for so_far, count in zip(correct, found)]
+    metrics = {f"acc{top}": 100.0 * count / total for top, count in zip(TOPK, correct)}
     logger.info(f"kNN k={k} " + ", ".join(f"{name} ({value:6.3f})" for name, value in metrics.items()))
     return metrics
 

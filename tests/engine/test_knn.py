@@ -123,7 +123,9 @@ def features_by_hand(model, dataset, transforms):
     return unit(rows), dataset.labels
 
 
-def test_accuracies_are_those_of_a_search_through_the_images(tmp_path, weights, capfd):
+@pytest.mark.parametrize("queries_at_a_time", [4, 1024])
+def test_accuracies_are_those_of_a_search_through_the_images(queries_at_a_time, tmp_path, weights, capfd, monkeypatch):
+    monkeypatch.setattr(knn, "QUERIES", queries_at_a_time)
     accuracies = tiny_run(tmp_path, load=weights, evaluate_only=True, knn="cls_token")
     assert list(accuracies) == [10, 20], "24 training images"
     output = capfd.readouterr().out
