@@ -4,6 +4,7 @@ python tools/predict.py photo.jpg folder --weights outputs/best.pdparams
 python tools/predict.py folder --weights xcit_nano_12_p16_224 --format csv -o predictions.csv
 find . -name '*.jpg' | python tools/predict.py - --weights W.pdparams --format jsonl
 python tools/predict.py photo.jpg --weights W.pth -c CONFIG.yaml
+python tools/predict.py folder --weights W.pdparams --features features.npz --stage patch_tokens --size 448
 python tools/predict.py folder --weights EXPORTED --engine onednn --precision bfloat16
 
 Weights of a training here say which model they are, how images are preprocessed and what the classes are called; for
@@ -16,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from passl_xcit.utils.command_line import make_parser, not_empty  # noqa: E402
+from passl_xcit.utils.command_line import make_parser, not_empty, pixels  # noqa: E402
 from passl_xcit.utils.errors import exit_with_one_line  # noqa: E402
 from passl_xcit.utils.startup import prepare_paddle  # noqa: E402
 
@@ -56,27 +57,50 @@ def parse_args(argv):
         "that has its files)",
     )
     parser.add_argument("--precision", default="float32", help="float32 (default) or bfloat16")
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--size",
+        type=pixels,
+        help="pixels of the images, instead of the weights'; they show the same part of a picture",
+    )
+    parser.add_argument(
+        "--features", type=not_empty, metavar="FILE.npz", help="write the images' features here instead of predicting"
+    )
+    parser.add_argument(
+        "--stage", type=not_empty, help="of the model, for --features (default: what the classifier gets)"
+    )
+    args = parser.parse_args(argv)
+    if args.stage and not args.features:
+        parser.error("--stage goes with --features")
+    if args.features and (args.output or args.class_names or args.topk is not None or args.format != "table"):
+        parser.error("-o, --format, --topk and --class_names are for predictions, and do not go with --features")
+    return args
 
 
 def main(argv=None):
     args = parse_args(argv)
     prepare_paddle()
-    from passl_xcit.engine.predict import run
+    from passl_xcit.engine.features import STAGE
+    from passl_xcit.engine.predict import run, write_features
 
+    options = {
+        "config": args.config,
+        "device": args.device,
+        "batch_size": args.batch_size,
+        "num_workers": args.num_workers,
+        "engine": args.engine,
+        "precision": args.precision,
+        "size": args.size,
+    }
+    if args.features:
+        return write_features(args.images, args.weights, args.features, args.stage or STAGE, **options)
     return run(
         args.images,
         args.weights,
         form=args.format,
         output=args.output,
         class_names=args.class_names,
-        config=args.config,
-        device=args.device,
-        batch_size=args.batch_size,
         topk=args.topk,
-        num_workers=args.num_workers,
-        engine=args.engine,
-        precision=args.precision,
+        **options,
     )
 
 

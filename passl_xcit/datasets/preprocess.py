@@ -78,6 +78,10 @@ class Preprocess:
         """{"transforms", "channels", "summary"}: plain values for a weight file."""
         return {"transforms": self.nodes, "channels": self.channels, "summary": self.summary()}
 
+    def at_size(self, size):
+        """The Preprocess whose results have `size` pixels; see the function of this name."""
+        return Preprocess(at_size(self.nodes, size), self.channels)
+
     def summary(self):
         """{"size", "crop_ratio", "interpolation", "mean", "std", "mode"}; None for what the transforms do not say."""
         filled = {node["name"]: TRANSFORMS.filled(node) for node in self.nodes}

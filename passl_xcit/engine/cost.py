@@ -17,6 +17,7 @@ import paddle
 import psutil
 from paddle import nn
 
+from passl_xcit.modeling.backbones.backbone import check_sides
 from passl_xcit.utils.device import peak_memory
 from passl_xcit.utils.errors import DeviceError
 from passl_xcit.utils.logger import TRAINER, get_logger
@@ -42,7 +43,7 @@ class CostEstimate:
 
     def __init__(self, model, height, width):
         self.channels, self.grows = model.backbone.in_chans, model.backbone.TRACED_FOR_ANY_SIZE
-        unit = math.lcm(TINY, _patch_size(model.backbone) or 1)
+        unit = math.lcm(TINY, model.backbone.size_divisor)
         sides = [max(1, side // SHRUNK // unit) * unit for side in (height, width)]
         self.pixels, self.layers = math.prod(sides), []
         with _layers_noted(model, self.layers):
@@ -91,12 +92,6 @@ def _layers_noted(model, found):
             hook.remove()
 
 
-def _patch_size(backbone):
-    """That of a model whose tokens are as many as its images are large; None for others."""
-    patch_size = getattr(backbone, "patch_size", None)
-    return patch_size if isinstance(patch_size, int) else None
-
-
 def _size(tensor):
     return math.prod(tensor.shape) if isinstance(tensor, paddle.Tensor) else 0
 
@@ -116,12 +111,14 @@ class CostWatch:
         """Around the forward pass of a batch of the shape [B, C, H, W], one of `batches` if that is known.
 
         Raises:
+            DataError: the model takes no images of this size.
             DeviceError: on a CPU, the batch is estimated to need more memory than is free; what fits is said.
         """
         count, _, height, width = shape
         if height * width <= LARGE or count * height * width <= self.largest:
             yield
             return
+        check_sides(height, width, self.model.backbone.size_divisor)
         self.largest = count * height * width
         self.estimate = self.estimate or CostEstimate(self.model, height, width)
         what = f"{count} image{'s' if count > 1 else ''} of {width} x {height} pixels"
@@ -137,8 +134,8 @@ class CostWatch:
     def _tell_before(self, what, count, height, width, batches):
         memory, seconds = (find(count, height, width) for find in (self.estimate.memory, self.estimate.seconds))
         whole = f", {_duration(batches * seconds)} for {batches:,} batches" if batches else ""
-        patch = _patch_size(self.model.backbone)
-        tokens = f", {height * width // patch**2:,} tokens each" if patch else ""
+        patch = self.model.backbone.size_divisor  # 1 for models whose tokens are as many for any image
+        tokens = f", {height * width // patch**2:,} tokens each" if patch > 1 else ""
         logger.info(f"{what}{tokens}: about {_gib(memory)} and {_duration(seconds)} on {paddle.get_device()}{whole}")
         free = psutil.virtual_memory().available
         if paddle.get_device() == "cpu" and memory > free:

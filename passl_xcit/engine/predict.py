@@ -9,10 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from passl_xcit.datasets.dataset import first_of, shown
 from passl_xcit.datasets.imagenet import images_in
+from passl_xcit.engine.features import STAGE
 from passl_xcit.engine.predictor import Predictor
 from passl_xcit.utils.errors import ConfigError, DataError
 from passl_xcit.utils.logger import setup_logger
@@ -43,16 +45,52 @@ def run(images, weights, form="table", output=None, class_names=None, **options)
     setup_logger(stream=sys.stderr)
     _check_output(output)
     names = None if class_names is None else read_names(class_names)
-    paths = list(itertools.chain.from_iterable(map(_expanded, images)))
+    paths, total = _paths_of(images)
     predictor = Predictor(weights, class_names=names, **options)
-    total = None if STDIN in paths else len(paths)
-    paths = itertools.chain.from_iterable(_lines_of_stdin() if path == STDIN else [path] for path in paths)
     counted = _Counted(predictor.predict(paths), total, bar=output is not None or not sys.stdout.isatty())
     _write(FORMS[form](counted, predictor), output)
-    counted.tell()
-    if not counted.count:
-        raise DataError("standard input names no image")
-    return 1 if counted.bad else 0
+    return counted.tell()
+
+
+def write_features(images, weights, output, stage=STAGE, **options):
+    """Write the features of `images` to a file of NumPy arrays: `features` float32 [N, C], and `images`, their paths.
+
+    Those that cannot be used are left out, and told on stderr.
+
+    Args:
+        images, weights, options: see `run`.
+        output: a .npz file, which is written when all is done.
+        stage: see `Predictor.features`.
+
+    Returns:
+        The exit code: 0, or 1 where some images could not be used.
+
+    Raises:
+        UserError: nothing could be written at all.
+    """
+    setup_logger(stream=sys.stderr)
+    _check_output(output, "--features")
+    if Path(output).suffix != ".npz":
+        raise ConfigError(f"--features {output}: expected a file that ends in .npz")
+    paths, total = _paths_of(images)
+    predictor = Predictor(weights, **options)
+    counted = _Counted(predictor.features(paths, stage), total, bar=True)
+    found = [(image, features) for image, features, error in counted if not error]
+    code = counted.tell()
+    if not found:
+        raise DataError(f"none of {counted.count:,} images can be used: {output} is not written")
+    names, rows = zip(*found)
+    arrays = {"features": np.stack(rows), "images": np.array(names)}
+    replace_file(output, lambda file: np.savez(file, **arrays))
+    print(f"{output}: features {list(arrays['features'].shape)}", file=sys.stderr)
+    return code
+
+
+def _paths_of(images):
+    """(paths of images, an iterator; their number, or None where standard input names them)."""
+    paths = list(itertools.chain.from_iterable(map(_expanded, images)))
+    total = None if STDIN in paths else len(paths)
+    return itertools.chain.from_iterable(_lines_of_stdin() if path == STDIN else [path] for path in paths), total
 
 
 def read_names(path):
@@ -65,13 +103,13 @@ def read_names(path):
     return [line.strip() for line in lines if line.strip()]
 
 
-def _check_output(output):
+def _check_output(output, option="-o"):
     """Raise ConfigError for a file that cannot be written: known before the weights are read."""
     folder = os.path.dirname(output or "") or "."
     if output and not (os.path.isdir(folder) and os.access(folder, os.W_OK)):
-        raise ConfigError(f"-o {output}: there is no folder {folder} that can be written to")
+        raise ConfigError(f"{option} {output}: there is no folder {folder} that can be written to")
     if output and os.path.exists(output) and not os.path.isfile(output):
-        raise ConfigError(f"-o {output}: is not a file")
+        raise ConfigError(f"{option} {output}: is not a file")
 
 
 def _expanded(path):
@@ -101,11 +139,15 @@ class _Counted:
             yield prediction
 
     def tell(self):
+        """Say on stderr how it went, and return the exit code; DataError where there was nothing."""
         seconds = time.perf_counter() - self.begun
         images = f"{self.count:,} {'image' if self.count == 1 else 'images'}"
         print(f"{images} in {seconds:.2f} s, {self.count / seconds:.1f} images/s", file=sys.stderr)
         if self.bad:
             print(f"{len(self.bad):,} of {images} could not be used: {first_of(self.bad)}", file=sys.stderr)
+        if not self.count:
+            raise DataError("standard input names no image")
+        return 1 if self.bad else 0
 
 
 def _write(texts, output):

@@ -15,7 +15,9 @@ from passl_xcit.datasets.imagenet import as_rgb, images_in, open_image
 from passl_xcit.datasets.preprocess import Preprocess
 from passl_xcit.datasets.worker_pool import NO_SAMPLE, can_fork, in_workers
 from passl_xcit.engine import builder
+from passl_xcit.engine.cost import CostWatch
 from passl_xcit.engine.exported import ExportedModel, is_export
+from passl_xcit.engine.features import STAGE, pooled_features
 from passl_xcit.engine.runtimes import EAGER, FLOAT32, check_engine
 from passl_xcit.engine.weight_entries import (
     model_of_file,
@@ -55,6 +57,14 @@ class Prediction(NamedTuple):
     error: Optional[str] = None
 
 
+class Features(NamedTuple):
+    """Of one image (see Prediction) its features, a float32 array [C], or None and why there are none."""
+
+    image: str
+    features: Optional[np.ndarray]
+    error: Optional[str] = None
+
+
 class Predictor:
     """A model with its preprocessing and the names of its classes.
 
@@ -70,6 +80,8 @@ class Predictor:
         engine: what computes: "paddle", for weights; for an export one of `runtimes.ENGINES`. None takes "paddle" or,
             for an export, see ExportedModel. Engines for exports run on the CPU.
         precision: "float32", or "bfloat16" where the engine has it.
+        size: pixels of the images that the model gets, instead of those that the weights say; they show the same part
+            of a picture (`preprocess.at_size`).
 
     Attributes:
         model: in evaluation mode; or an ExportedModel.
@@ -93,10 +105,16 @@ class Predictor:
         class_names=None,
         engine=None,
         precision=FLOAT32,
+        size=None,
     ):
         if not isinstance(weights, (str, os.PathLike)) or not str(weights):
             raise ConfigError(f"weights must be a path, an address or a name, not {weights!r}")
-        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+        numbers = (
+            ("batch_size", batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("size", 1 if size is None else size, 1),
+        )
+        for name, value, least in numbers:
             if type(value) is not int or value < least:
                 raise ConfigError(f"{name} must be a whole number, at least {least}, not {value!r}")
         self.batch_size = batch_size
@@ -107,6 +125,9 @@ class Predictor:
         else:
             _check_eager(weights, engine, precision)
             self.model, self.preprocess = _eager(weights, config, device)
+        if size is not None:
+            self.preprocess = self.preprocess.at_size(size)
+        self.cost = CostWatch(self.model)
         self.topk = self._checked_topk(topk)
         self.class_names = self.model.class_names if class_names is None else self._checked_names(class_names)
 
@@ -138,6 +159,29 @@ class Predictor:
             DataError: a folder cannot be read or holds no image, or a worker process died.
             ConfigError: for what is no image at all.
         """
+        for name, answer in self._answered(images, lambda batch: map(self._top, softmax(self.logits(batch)))):
+            yield Prediction(name, (), answer) if isinstance(answer, str) else Prediction(name, answer)
+
+    def features(self, images, stage=STAGE):
+        """Yield Features for each image, in order, for images as `predict` takes them.
+
+        Args:
+            stage: of the model, whose features are averaged over an image's tokens; see `pooled_features`.
+
+        Raises:
+            ConfigError: the model has no such stage, or is an export, which gives its outputs only.
+        """
+        if isinstance(self.model, ExportedModel):
+            raise ConfigError(f"{self.model.folder}: is an export, which gives no features: give the weights")
+        for name, answer in self._answered(images, lambda batch: self._features(batch, stage)):
+            yield Features(name, None, answer) if isinstance(answer, str) else Features(name, answer)
+
+    def _answered(self, images, compute):
+        """Yield (name, what `compute` says, or the text why nothing) of each image.
+
+        Args:
+            compute: float32 array [B, C, H, W] -> an iterable of B answers.
+        """
         waiting = deque()
         tasks = self._tasks(images, waiting)
         if self.num_workers:
@@ -147,17 +191,21 @@ class Predictor:
             prepared = map(self._prepare, tasks)
         for errors, *arrays in prepared:
             errors = json.loads(errors.tobytes())
-            found = iter(self._answers(arrays))
+            found = iter(_by_shape(arrays, compute))
             for place, name in enumerate(waiting.popleft()):
-                answer = errors[str(place)] if str(place) in errors else next(found)
-                yield Prediction(name, (), answer) if isinstance(answer, str) else Prediction(name, answer)
+                yield name, errors[str(place)] if str(place) in errors else next(found)
 
     @paddle.no_grad()
     def logits(self, images):
         """float32 [B, C, H, W], as `preprocess` makes them -> float32 [B, K]"""
         if isinstance(self.model, ExportedModel):
             return self.model(images)
-        return self.model(paddle.to_tensor(images)).astype("float32").numpy()
+        with self.cost.watched(images.shape):
+            return self.model(paddle.to_tensor(images)).astype("float32").numpy()
+
+    def _features(self, images, stage):
+        with self.cost.watched(images.shape):
+            return pooled_features(self.model, paddle.to_tensor(images), stage).numpy()
 
     def _tasks(self, images, waiting):
         """Yield batches [(number, name, path or PIL image or BadImage)]; `waiting` gets their names."""
@@ -186,24 +234,23 @@ class Predictor:
             raise image
         return self.preprocess(open_image(image) if isinstance(image, str) else image, name)
 
-    def _answers(self, arrays):
-        """For each image, a tuple of Guess, or a text that says why the model cannot take it."""
-        by_shape, answers = defaultdict(list), {}
-        for place, array in enumerate(arrays):
-            by_shape[array.shape].append(place)
-        for places in by_shape.values():
-            try:
-                logits = self.logits(np.stack([arrays[place] for place in places]))
-            except DataError as error:  # a size that the model cannot take
-                answers.update(dict.fromkeys(places, str(error)))
-            else:
-                answers.update(zip(places, map(self._top, softmax(logits))))
-        return [answers[place] for place in range(len(arrays))]
-
     def _top(self, probabilities):
         best = np.argsort(-probabilities, kind="stable")[: self.topk].tolist()
         names = self.class_names
         return tuple(Guess(index, names[index] if names else None, float(probabilities[index])) for index in best)
+
+
+def _by_shape(arrays, compute):
+    """For each array [C, H, W] what `compute` says of it, or a text that says why the model cannot take it."""
+    by_shape, answers = defaultdict(list), {}
+    for place, array in enumerate(arrays):
+        by_shape[array.shape].append(place)
+    for places in by_shape.values():
+        try:
+            answers.update(zip(places, compute(np.stack([arrays[place] for place in places]))))
+        except DataError as error:  # a size that the model cannot take
+            answers.update(dict.fromkeys(places, str(error)))
+    return [answers[place] for place in range(len(arrays))]
 
 
 def _from_export(folder, config, device, engine, precision):

@@ -17,7 +17,7 @@ from passl_xcit.engine import cost
 from passl_xcit.engine.cost import CostEstimate, CostWatch
 from passl_xcit.engine.look_inside import draw_pages
 from passl_xcit.modeling.factory import create_model
-from passl_xcit.utils.errors import DeviceError
+from passl_xcit.utils.errors import DataError, DeviceError
 from passl_xcit.utils.logger import setup_logger
 
 MEASURE = Path(__file__).parent / "measure_cost.py"
@@ -29,7 +29,7 @@ class Timed(nn.Layer):
 
     def __init__(self, grows=True):
         super().__init__()
-        self.backbone = SimpleNamespace(in_chans=3, TRACED_FOR_ANY_SIZE=grows, patch_size=16)
+        self.backbone = SimpleNamespace(in_chans=3, TRACED_FOR_ANY_SIZE=grows, size_divisor=16)
         self.conv, self.fc, self.now, self.runs = nn.Conv2D(3, 5, 4, stride=4), nn.Linear(5, 2), 0.0, []
 
     def forward(self, images):
@@ -180,6 +180,13 @@ def test_an_image_that_does_not_fit_is_refused_with_a_size_that_does(timed, free
     width, height = map(int, re.search(r"take images of at most (\d+) x (\d+) pixels", str(error.value)).groups())
     assert estimate.memory(1, height, width) <= 0.5 * estimate.memory(1, 2048, 1024)
     assert 0.6 < height / 2048 < 0.71 and 0.6 < width / 1024 < 0.71
+
+
+def test_a_size_that_the_model_does_not_take_is_refused_before_anything_is_measured(timed):
+    model = timed()
+    with pytest.raises(DataError, match="images of 1000 x 1024 pixels do not divide into patches of 16"):
+        watched(model, [1, 3, 1000, 1024])
+    assert model.runs == []
 
 
 @pytest.mark.parametrize("options", [{}, {"knn": "neck"}], ids=["classifier", "knn"])
