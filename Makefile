@@ -35,7 +35,7 @@ check: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -m "not slow"
 
-$(VENV)/installed: setup.py
+$(VENV)/installed: setup.py $(wildcard passl_xcit/ops/build.py passl_xcit/ops/native/*.h passl_xcit/ops/native/*.cc)
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 9))" || \
 		{ echo "error: $(PYTHON) is older than Python 3.9; name another: make PYTHON=python3.11 ..."; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || \

@@ -1,9 +1,42 @@
+import importlib.util
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).parent
+
+
+def load(path):
+    """A module of this project as a file: the package's requirements are not installed yet."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+native = load(HERE / "passl_xcit/ops/build.py")
+
+
+class BuildNative(build_ext):
+    """Builds the native CPU operators, which everything also works without: no compiler is no error."""
+
+    def get_ext_filename(self, fullname):
+        return str(Path(*fullname.split(".")[:-1]) / native.LIBRARY.name)
+
+    def build_extension(self, ext):
+        try:
+            native.build(Path(self.get_ext_fullpath(ext.name)).absolute())
+        except native.BuildError as error:
+            self.warn(f"the native CPU operators were not built: {error}")
+
+    def copy_extensions_to_source(self):
+        """For an editable installation."""
+        if Path(self.build_lib, self.get_ext_filename(self.extensions[0].name)).is_file():
+            super().copy_extensions_to_source()
+
+
 VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "passl_xcit/__init__.py").read_text()).group(1)
 # Folders of a checkout that are installed, too; passl_xcit/utils/shipped.py finds them in either place.
 INTO_THE_PACKAGE = {"passl_xcit_tools": "tools", "passl_xcit.configs": "configs", "passl_xcit.weights": "weights"}
@@ -27,10 +60,14 @@ setup(
             "engine/imagenet_wnids.txt",
             "modeling/zoo.yaml",
             "utils/ascend_kernels.tsv",
+            "ops/native/*.h",
+            "ops/native/*.cc",
         ],
         "passl_xcit.configs": ["**/*.yaml"],
         "passl_xcit.weights": ["*.pdparams"],
     },
+    ext_modules=[Extension("passl_xcit.ops.native.libpassl_xcit", [])] if native.supported() else [],
+    cmdclass={"build_ext": BuildNative},
     install_requires=[
         "paddlepaddle>=3.0",
         "numpy>=1.24",

@@ -24,6 +24,7 @@ EXPLAINED = {
     'pip install ".[export]"': "the extra; the tests' own environment has what it names",
     "pip install ./passl_xcit": "tests/test_installed.py, under another name",
     "pip install -e .": "what `make` does",
+    "python -m passl_xcit.ops.build": "tests/ops",
     "pip install --no-deps": "tests/test_installed.py",
     "pip install paddle": "Ascend's plugin, from an index of Paddle's",
     "docker run": "Paddle's image for Ascend",

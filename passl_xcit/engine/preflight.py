@@ -18,6 +18,7 @@ import paddle
 
 from passl_xcit.engine import builder
 from passl_xcit.hooks.ema_hook import EMAHook
+from passl_xcit.ops.library import portable
 from passl_xcit.utils.device import check_device, is_custom
 from passl_xcit.utils.errors import UserError
 from passl_xcit.utils.kernels import (
@@ -154,7 +155,7 @@ class Half:
 def calls_of(cfg, kernels):
     """{part: {(operator, type)}} that the config runs on a device with these Kernels."""
     cfg = on_noise(builder.with_class_count(cfg, 1000))
-    with tempfile.TemporaryDirectory() as folder, _no_log(), _on_cpu():
+    with tempfile.TemporaryDirectory() as folder, _no_log(), _on_cpu(), portable():
         model = builder.build_model(cfg)
         trainer = builder.build_trainer(cfg.with_values(output_dir=folder, checkpoint=None), model)
         half = Half(trainer.precision, kernels) if cfg.get("use_amp") else None

@@ -17,6 +17,7 @@ import psutil
 from packaging.version import Version
 
 from passl_xcit.engine.report import Finding, Section
+from passl_xcit.ops import library
 from passl_xcit.utils.device import VISIBLE, available_kinds, check_device, devices_of, is_custom
 from passl_xcit.utils.errors import ConfigError
 from passl_xcit.utils.startup import usable_cores
@@ -102,6 +103,7 @@ def machine(output_dir, device):
         Finding("system", platform.platform()),
         Finding("processor", processor()),
         _threads(),
+        _native_operators(),
         _memory(),
         shared_memory(device),
         disk(output_dir),
@@ -128,6 +130,13 @@ def _threads():
     return Finding(
         "threads", value, "warning", f"{value}, but {cores} cores are usable: unset it for one thread a core"
     )
+
+
+def _native_operators():
+    try:
+        return Finding("native operators", library.why())
+    except ConfigError as error:
+        return Finding("native operators", "cannot be used", "error", str(error))
 
 
 def _memory():

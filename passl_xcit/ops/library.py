@@ -1,0 +1,138 @@
+"""The native operators' library: whether it is there and can be used here, and its functions.
+
+PASSL_XCIT_NATIVE: "auto" (the default) uses it where it can be used, "off" never, and "on" ends with an error where it
+cannot be used. PASSL_XCIT_NATIVE_ISA names the instruction set, avx512 or avx2, in place of the best one.
+"""
+
+import contextlib
+import ctypes
+import os
+import threading
+from functools import cache
+from pathlib import Path
+
+import paddle
+
+from passl_xcit.ops import build
+from passl_xcit.utils.errors import ConfigError
+
+MODE, ISA = "PASSL_XCIT_NATIVE", "PASSL_XCIT_NATIVE_ISA"
+INSTRUCTION_SETS = ("avx512", "avx2")
+BUILD_COMMAND = "python -m passl_xcit.ops.build"
+
+
+class Unusable(Exception):
+    """One line on why the library is not used."""
+
+
+class Library:
+    """The loaded library.
+
+    Attributes:
+        isa: the instruction set in use.
+
+    Raises:
+        Unusable: it cannot be used here.
+    """
+
+    def __init__(self, path=build.LIBRARY, isa=""):
+        if not build.supported():
+            raise Unusable("there are native operators for Linux on x86-64 only")
+        if not path.exists():
+            raise Unusable(f"not built: `{BUILD_COMMAND}` does it where there is a C++ compiler")
+        try:
+            self._functions = ctypes.CDLL(str(path))
+            self._check_digest(path)
+        except (OSError, AttributeError) as error:
+            raise Unusable(f"{path} cannot be loaded: {error}") from error
+        self._openmp = _openmp()
+        functions = (self._openmp.GOMP_parallel, self._openmp.omp_get_thread_num)
+        self._function("start", None, 2)(*(ctypes.cast(function, ctypes.c_void_p) for function in functions))
+        self._set = self._function("find_set", ctypes.c_void_p, 1)(isa.encode())
+        if self._set is None:
+            raise Unusable(f"this processor has no {isa or 'AVX2'}")
+        self.isa = self._function("set_name", ctypes.c_char_p, 1)(self._set).decode()
+
+    def _function(self, name, result, pointers, *more):
+        """The C function of that name, which takes some pointers and then `more`."""
+        function = self._functions[f"passl_xcit_{name}"]
+        function.restype, function.argtypes = result, [*[ctypes.c_void_p] * pointers, *more]
+        return function
+
+    def _check_digest(self, path):
+        if self._function("digest", ctypes.c_char_p, 0)().decode() != build.digest():
+            raise Unusable(f"{path} was built from other sources: `{BUILD_COMMAND}` builds it again")
+
+    def threads(self):
+        """As many as Paddle uses: OMP_NUM_THREADS."""
+        return self._openmp.omp_get_max_threads()
+
+    def run(self, name, operator):
+        """Compute the operator `name` on what the ctypes.Structure `operator` says, with all its pointers set."""
+        function = self._function(name, ctypes.c_size_t, 3, ctypes.c_int)
+        where, threads = ctypes.addressof(operator), self.threads()
+        function(self._set, where, _workspace(function(self._set, where, None, threads)), threads)
+
+
+# Of each Python thread. Its workspace is kept: fresh memory costs more, page by page, than what is computed in it.
+_kept = threading.local()
+
+
+def _workspace(size):
+    """Address of at least `size` bytes."""
+    if getattr(_kept, "size", -1) < size:
+        _kept.memory, _kept.size = ctypes.create_string_buffer(size), size
+    return ctypes.addressof(_kept.memory)
+
+
+def _openmp():
+    """The OpenMP runtime in Paddle's own wheel, which is in this process already."""
+    path = Path(paddle.sysconfig.get_lib()) / "libiomp5.so"
+    if not path.exists():
+        raise Unusable(f"this Paddle has no {path.name}")
+    return ctypes.CDLL(str(path))
+
+
+@contextlib.contextmanager
+def portable():
+    """Inside, this thread computes by Paddle's operators only."""
+    before = getattr(_kept, "portable", False)
+    _kept.portable = True
+    try:
+        yield
+    finally:
+        _kept.portable = before
+
+
+def library():
+    """The Library in use, or None.
+
+    Raises:
+        ConfigError: PASSL_XCIT_NATIVE=on, and it cannot be used; or a value that means nothing.
+    """
+    if getattr(_kept, "portable", False):
+        return None
+    return _loaded(os.environ.get(MODE, "auto"), os.environ.get(ISA, ""))[0]
+
+
+def why():
+    """One line on what is in use, and why."""
+    found, reason = _loaded(os.environ.get(MODE, "auto"), os.environ.get(ISA, ""))
+    return f"in use, {found.isa}" if found else f"not in use: {reason}"
+
+
+@cache
+def _loaded(mode, isa):
+    """(Library or None, why it is not used)"""
+    if mode not in ("auto", "on", "off"):
+        raise ConfigError(f"{MODE} must be auto, on or off, not '{mode}'")
+    if isa and isa not in INSTRUCTION_SETS:
+        raise ConfigError(f"{ISA} must be {' or '.join(INSTRUCTION_SETS)}, not '{isa}'")
+    if mode == "off":
+        return None, f"{MODE}=off"
+    try:
+        return Library(isa=isa), ""
+    except Unusable as error:
+        if mode == "on":
+            raise ConfigError(f"{MODE}=on, but the native operators cannot be used: {error}") from error
+        return None, str(error)

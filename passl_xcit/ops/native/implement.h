@@ -1,0 +1,20 @@
+// The table of all operators for one instruction set.
+#pragma once
+
+#include "class_block.h"
+#include "stem.h"
+#include "xca_block.h"
+
+namespace passl_xcit {
+
+template <template <class> class Forward, class Isa, class Operator>
+size_t run(const Operator& op, void* workspace, const Team& team) {
+  return Forward<Isa>(op).run(workspace, team);
+}
+
+template <class Isa>
+Operators implemented() {
+  return {run<XcaBlockForward, Isa, XcaBlock>, run<ClassBlockForward, Isa, ClassBlock>, run<StemForward, Isa, Stem>};
+}
+
+}  // namespace passl_xcit

@@ -1,0 +1,125 @@
+// Matrix products of rows in memory with panels of columns, and the tile of sums in registers that they are made of.
+//
+// A panel holds 2 * lanes columns of a matrix B [depth, columns], row after row, zero beyond the last column: the part
+// of B that stays in the first cache while a block of rows passes by. A tile is tile_rows x 2 vectors of sums.
+#pragma once
+
+#include "isa.h"
+#include "parallel.h"
+
+namespace passl_xcit {
+
+template <class Isa>
+constexpr int panel_columns = 2 * Isa::lanes;
+
+template <class Isa>
+int panels_of(int columns) {
+  return (columns + panel_columns<Isa> - 1) / panel_columns<Isa>;
+}
+
+// Length of a row in the workspace that holds `columns`.
+template <class Isa>
+int padded(int columns) {
+  return panels_of<Isa>(columns) * panel_columns<Isa>;
+}
+
+// Rows of a matrix that is multiplied: element (i, k) is at data[i * row + k * depth].
+struct Rows {
+  const float* data;
+  long row;
+  long depth;
+};
+
+// Panels of a packed matrix, each [depth, panel_columns].
+template <class Isa>
+struct Panels {
+  float* data;
+  int depth;
+  int columns;
+
+  int count() const { return panels_of<Isa>(columns); }
+  float* panel(int index) const { return data + static_cast<long>(index) * depth * panel_columns<Isa>; }
+  static size_t size(int depth, int columns) { return static_cast<size_t>(depth) * padded<Isa>(columns); }
+
+  // Packs panel `index` of `from`, row-major with rows of `stride` floats.
+  void pack(int index, const float* from, long stride) const {
+    const int first = index * panel_columns<Isa>;
+    float* to = panel(index);
+    for (int k = 0; k < depth; ++k, from += stride, to += panel_columns<Isa>)
+      for (int j = 0; j < panel_columns<Isa>; j += Isa::lanes)
+        Isa::store(to + j, Isa::load(from + first + j, columns - first - j));
+  }
+};
+
+template <class Isa>
+struct Tile {
+  alignas(64) float sums[Isa::tile_rows][panel_columns<Isa>];
+};
+
+// sums[i][j] (+)= the sum over k < depth of a(i, k) * b[k * b_depth + j], for `Count` rows i and a panel's columns j.
+template <class Isa, int Count>
+__attribute__((noinline)) void sum_tile(int depth, Rows a, const float* b, long b_depth, bool add, Tile<Isa>& tile) {
+  using Vector = typename Isa::Vector;
+  constexpr int lanes = Isa::lanes;
+  Vector left[Count], right[Count];
+#pragma GCC unroll 12
+  for (int i = 0; i < Count; ++i) {
+    left[i] = add ? Isa::load(tile.sums[i]) : Isa::fill(0);
+    right[i] = add ? Isa::load(tile.sums[i] + lanes) : Isa::fill(0);
+  }
+  // One pointer for three rows: with one each, there are not enough registers for addresses.
+  const char* at[(Count + 2) / 3];
+  const long row = a.row * sizeof(float), step = a.depth * sizeof(float);
+#pragma GCC unroll 4
+  for (int i = 0; i < (Count + 2) / 3; ++i) at[i] = reinterpret_cast<const char*>(a.data) + 3 * i * row;
+  for (int k = 0; k < depth; ++k, b += b_depth) {
+    const Vector b_left = Isa::load(b), b_right = Isa::load(b + lanes);
+#pragma GCC unroll 12
+    for (int i = 0; i < Count; ++i) {
+      const Vector a_i = Isa::fill(*reinterpret_cast<const float*>(at[i / 3] + (i % 3) * row));
+      left[i] = Isa::fma(a_i, b_left, left[i]);
+      right[i] = Isa::fma(a_i, b_right, right[i]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < (Count + 2) / 3; ++i) at[i] += step;
+  }
+#pragma GCC unroll 12
+  for (int i = 0; i < Count; ++i) {
+    Isa::store(tile.sums[i], left[i]);
+    Isa::store(tile.sums[i] + lanes, right[i]);
+  }
+}
+
+template <class Isa, int Count = Isa::tile_rows>
+void sum_rows(int rows, int depth, Rows a, const float* b, long b_depth, bool add, Tile<Isa>& tile) {
+  if constexpr (Count > 1) {
+    if (rows < Count) return sum_rows<Isa, Count - 1>(rows, depth, a, b, b_depth, add, tile);
+  }
+  sum_tile<Isa, Count>(depth, a, b, b_depth, add, tile);
+}
+
+// Calls use(i, j, vector) with the product's elements (i, j ... j + lanes - 1), for all rows i and the columns j from
+// `first_column` on that a panel has and that are below `columns`.
+template <class Isa, class Use>
+void multiply_panel(int rows, int depth, Rows a, const float* b, long b_depth, int first_column, int columns,
+                    const Use& use) {
+  const int vectors = columns - first_column > Isa::lanes ? 2 : 1;
+  Tile<Isa> tile;
+  for (int i0 = 0; i0 < rows; i0 += Isa::tile_rows) {
+    const int count = rows - i0 < Isa::tile_rows ? rows - i0 : Isa::tile_rows;
+    sum_rows<Isa>(count, depth, {a.data + i0 * a.row, a.row, a.depth}, b, b_depth, false, tile);
+    for (int i = 0; i < count; ++i)
+      for (int j = 0; j < vectors; ++j)
+        use(i0 + i, first_column + j * Isa::lanes, Isa::load(tile.sums[i] + j * Isa::lanes));
+  }
+}
+
+// The same for all panels of B.
+template <class Isa, class Use>
+void multiply(int rows, Rows a, const Panels<Isa>& b, const Use& use) {
+  for (int panel = 0; panel < b.count(); ++panel)
+    multiply_panel<Isa>(rows, b.depth, a, b.panel(panel), panel_columns<Isa>, panel * panel_columns<Isa>, b.columns,
+                        use);
+}
+
+}  // namespace passl_xcit

@@ -1,0 +1,67 @@
+// What Python asks for: one struct an operator, filled by passl_xcit/ops/library.py in this order, and the table of
+// implementations that each instruction set brings.
+//
+// Shapes: B images, N = H * W tokens, M = N + 1 tokens with the class token, C channels, h heads of d = C / h channels,
+// F hidden channels of the MLP, p patch size. Matrices are row-major [in, out], as Paddle's Linear has them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "parallel.h"
+
+namespace passl_xcit {
+
+// All pointers are to float32 without gaps; a null bias is a bias of zero.
+struct XcaBlock {
+  int64_t batch, height, width, channels, heads, hidden;
+  const float* x;                                                              // [B, N, C]
+  float* y;                                                                    // [B, N, C]
+  const float *norm1_weight, *norm1_bias;                                      // [C]
+  const float *temperature, *qkv_weight, *qkv_bias, *proj_weight, *proj_bias;  // [h], [C, 3C], [3C], [C, C]
+  const float* gamma1;                                                         // [C]
+  const float *norm3_weight, *norm3_bias;                                      // [C]
+  const float *conv1_weight, *conv1_bias;                                      // [C, 1, 3, 3], [C]
+  const float *bn_weight, *bn_bias, *bn_mean, *bn_variance;                    // [C]
+  const float *conv2_weight, *conv2_bias;                                      // [C, 1, 3, 3], [C]
+  const float* gamma3;                                                         // [C]
+  const float *norm2_weight, *norm2_bias;                                      // [C]
+  const float *fc1_weight, *fc1_bias, *fc2_weight, *fc2_bias;                  // [C, F], [F], [F, C], [C]
+  const float* gamma2;                                                         // [C]
+};
+
+struct ClassBlock {
+  int64_t batch, tokens, channels, heads, hidden, tokens_norm;   // tokens is M
+  const float* x;                                                // [B, M, C]
+  float* y;                                                      // [B, M, C]
+  const float *norm1_weight, *norm1_bias;                        // [C]
+  const float *qkv_weight, *qkv_bias, *proj_weight, *proj_bias;  // [C, 3C], [3C], [C, C], [C]
+  const float* gamma1;                                           // [C]
+  const float *norm2_weight, *norm2_bias;                        // [C]
+  const float *fc1_weight, *fc1_bias, *fc2_weight, *fc2_bias;    // [C, F], [F], [F, C], [C]
+  const float* gamma2;                                           // [C]
+};
+
+constexpr int kMaxStages = 8;
+
+struct Stem {
+  int64_t batch, height, width, stages, widths[kMaxStages + 1];  // height and width of the images; channels, in and out
+  const float* images;                                           // [B, widths[0], height, width]
+  const float* positions;                                        // [N, C]
+  float* y;                                                      // [B, N, C]
+  const float* weights[kMaxStages];                              // [widths[i + 1], widths[i], 3, 3]
+  const float *bn_weight[kMaxStages], *bn_bias[kMaxStages];      // [widths[i + 1]]
+  const float *bn_mean[kMaxStages], *bn_variance[kMaxStages];
+};
+
+// Each returns the bytes of the workspace it needs, and computes only where `workspace` is given.
+struct Operators {
+  size_t (*xca_block)(const XcaBlock&, void* workspace, const Team&);
+  size_t (*class_block)(const ClassBlock&, void* workspace, const Team&);
+  size_t (*stem)(const Stem&, void* workspace, const Team&);
+};
+
+Operators avx2_operators();
+Operators avx512_operators();
+
+}  // namespace passl_xcit

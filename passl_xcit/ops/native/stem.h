@@ -1,0 +1,169 @@
+// The convolutional stem: log2(p) convolutions 3x3 of stride 2, each with BatchNorm, GELU between them, and the
+// positional encoding added to the tokens. For evaluation: BatchNorm is a factor and a sum for each channel.
+//
+// Stages count from 0. Images and feature maps lie in the workspace as grids [rows, width + 1, channels] with a column
+// of zeros on the left, and a row of zeros above the first row of an image. A piece of work is some rows of tokens of
+// an image, with as many rows of the maps before them as those need: rows lo to hi - 1 of a map need rows 2 lo - 1 to
+// 2 hi - 1 of the one before.
+#pragma once
+
+#include "elementwise.h"
+#include "operators.h"
+
+namespace passl_xcit {
+
+constexpr int kBandRows = 7;              // rows of tokens of a piece of work, about
+constexpr int kPixels = 96;               // output pixels that are computed at a time, at most
+constexpr int kPatchFloats = 128 * 1024;  // room for their patches, about
+
+template <class Isa>
+struct StemForward {
+  using Vector = typename Isa::Vector;
+  static constexpr int lanes = Isa::lanes;
+  static constexpr int wide = panel_columns<Isa>;
+
+  const Stem& op;
+  const int stages, rows, bands, band_rows;  // rows of tokens
+  Panels<Isa> weights[kMaxStages];           // [9 * in, out], BatchNorm's factor in it
+  float* shifts[kMaxStages];                 // [out]
+
+  struct Band {
+    long image;
+    float* y;                                    // the image's tokens
+    int lo[kMaxStages + 1], hi[kMaxStages + 1];  // of the input of each stage, and of the last output
+    float* grids[kMaxStages];                    // the input of each stage
+    float* patches;
+  };
+
+  explicit StemForward(const Stem& stem)
+      : op(stem),
+        stages(stem.stages),
+        rows(stem.height >> stem.stages),
+        bands((rows + kBandRows - 1) / kBandRows),
+        band_rows((rows + bands - 1) / bands) {}
+
+  size_t run(void* memory, const Team& team) {
+    Workspace workspace(memory);
+    for (int stage = 0; stage < stages; ++stage) {
+      const int depth = 9 * op.widths[stage], out = op.widths[stage + 1];
+      weights[stage] = {workspace.floats(Panels<Isa>::size(depth, out)), depth, out};
+      shifts[stage] = workspace.floats(padded<Isa>(out));
+    }
+    Band of_thread[kMaxThreads];
+    for (int thread = 0; thread < team.threads; ++thread) take_band(workspace, of_thread[thread]);
+    if (!memory) return workspace.bytes();
+    for (int stage = 0; stage < stages; ++stage)
+      team.each(weights[stage].count(), [&](int panel, int) { pack(stage, panel); });
+    team.each(op.batch * bands, [&](int item, int thread) {
+      Band& band = of_thread[thread];
+      band.image = item / bands;
+      band.y = op.y + band.image * rows * width_of(stages) * op.widths[stages];
+      set_rows(item % bands * band_rows, band);
+      if (band.lo[stages] >= band.hi[stages]) return;
+      read_images(band);
+      for (int stage = 0; stage < stages; ++stage) convolve(stage, band);
+    });
+    return workspace.bytes();
+  }
+
+ private:
+  int width_of(int stage) const { return op.width >> stage; }
+  long line_of(int stage) const { return (width_of(stage) + 1) * op.widths[stage]; }
+  // Patches [pixels, 9 * in] that are multiplied at a time.
+  int patches_of(int stage) const {
+    const int most = kPixels / Isa::tile_rows, tiles = kPatchFloats / weights[stage].depth / Isa::tile_rows;
+    return (tiles < 1 ? 1 : tiles > most ? most : tiles) * Isa::tile_rows;
+  }
+
+  void take_band(Workspace& workspace, Band& band) const {
+    int most = band_rows;
+    size_t patches = 0;
+    for (int stage = stages - 1; stage >= 0; --stage) {
+      most = 2 * most + 1;
+      band.grids[stage] = workspace.floats(most * line_of(stage));
+      const size_t size = static_cast<size_t>(patches_of(stage)) * weights[stage].depth;
+      patches = size > patches ? size : patches;
+    }
+    band.patches = workspace.floats(patches);
+  }
+
+  void pack(int stage, int panel) const {
+    const int in = op.widths[stage], out = op.widths[stage + 1];
+    float* to = weights[stage].panel(panel);
+    for (int j = 0; j < wide; ++j) {
+      const int c = panel * wide + j;
+      const bool there = c < out;
+      const float scale = there ? op.bn_weight[stage][c] / __builtin_sqrtf(op.bn_variance[stage][c] + 1e-5f) : 0;
+      shifts[stage][c] = there ? op.bn_bias[stage][c] - op.bn_mean[stage][c] * scale : 0;
+      const float* from = op.weights[stage] + static_cast<long>(c) * in * 9;
+      for (int tap = 0; tap < 9; ++tap)
+        for (int i = 0; i < in; ++i)
+          to[(static_cast<long>(tap) * in + i) * wide + j] = there ? from[i * 9 + tap] * scale : 0;
+    }
+  }
+
+  // The rows of each map that the rows of tokens from `first` on need. Row -1 is the zeros above the image.
+  void set_rows(int first, Band& band) const {
+    band.lo[stages] = first;
+    band.hi[stages] = first + band_rows < rows ? first + band_rows : rows;
+    for (int stage = stages - 1; stage >= 0; --stage) {
+      const int lo = band.lo[stage + 1];
+      band.lo[stage] = 2 * (lo < 0 ? 0 : lo) - 1;
+      band.hi[stage] = 2 * band.hi[stage + 1];
+    }
+  }
+
+  void clear_edges(int stage, const Band& band) const {
+    const long line = line_of(stage);
+    for (int row = 0; row < band.hi[stage] - band.lo[stage]; ++row)
+      __builtin_memset(band.grids[stage] + row * line, 0, op.widths[stage] * sizeof(float));
+    if (band.lo[stage] < 0) __builtin_memset(band.grids[stage], 0, line * sizeof(float));
+  }
+
+  void read_images(const Band& band) const {
+    clear_edges(0, band);
+    const long in = op.widths[0];
+    for (int row = band.lo[0] < 0 ? 0 : band.lo[0]; row < band.hi[0]; ++row)
+      for (long c = 0; c < in; ++c) {
+        const float* from = op.images + ((band.image * in + c) * op.height + row) * op.width;
+        float* to = band.grids[0] + (row - band.lo[0]) * line_of(0) + in + c;
+        for (long column = 0; column < op.width; ++column) to[column * in] = from[column];
+      }
+  }
+
+  void convolve(int stage, const Band& band) const {
+    const bool last = stage == stages - 1;
+    const int lo = band.lo[stage + 1] < 0 ? 0 : band.lo[stage + 1];
+    const int width = width_of(stage + 1), out = op.widths[stage + 1], depth = weights[stage].depth;
+    const int pixels = (band.hi[stage + 1] - lo) * width, chunk = patches_of(stage);
+    if (!last) clear_edges(stage + 1, band);
+    for (int first = 0; first < pixels; first += chunk) {
+      const int count = pixels - first < chunk ? pixels - first : chunk;
+      float* to[kPixels];
+      for (int i = 0; i < count; ++i) {
+        const int row = lo + (first + i) / width, column = (first + i) % width;
+        gather(stage, band, row, column, band.patches + static_cast<long>(i) * depth);
+        to[i] = last ? band.y + (row * width + column) * out
+                     : band.grids[stage + 1] + (row - band.lo[stage + 1]) * line_of(stage + 1) + (column + 1) * out;
+      }
+      multiply<Isa>(count, {band.patches, depth, 1}, weights[stage], [&](int i, int j, Vector value) {
+        value = value + Isa::load(shifts[stage] + j);
+        if (last) value = value + Isa::load(op.positions + (to[i] - band.y) + j, out - j);
+        else value = gelu<Isa>(value);
+        Isa::store(to[i] + j, value, out - j);
+      });
+    }
+  }
+
+  // The nine pixels below an output pixel, one after the other. Copies may run over the end: the next one covers that.
+  void gather(int stage, const Band& band, int row, int column, float* to) const {
+    const int three = 3 * op.widths[stage];
+    for (int y = 0; y < 3; ++y, to += three) {
+      const long line = 2 * row - 1 + y - band.lo[stage];
+      const float* from = band.grids[stage] + line * line_of(stage) + 2 * column * op.widths[stage];
+      for (int c = 0; c < three; c += lanes) Isa::store(to + c, Isa::load(from + c));
+    }
+  }
+};
+
+}  // namespace passl_xcit

@@ -1,0 +1,351 @@
+// The XCA block: x + g1 XCA(LN1 x), then x + g3 LPI(LN3 x), then x + g2 MLP(LN2 x), for evaluation.
+//
+// Letters as in operators.h, and P = C in whole panels: rows in the workspace have P floats, zero beyond C. An image
+// passes through in blocks of about 96 tokens, which stay in the second cache.
+//
+// The attention of a head is softmax(t q^T k / (|q| |k|)) with the columns q, k [N, d]; its Gram matrix and norms are
+// added up while the blocks of tokens pass by, so that q and k of an image never lie in memory. The attention A then
+// multiplies the projection's weight, not the tokens: (v A^T) Wp = v (A^T Wp).
+#pragma once
+
+#include "elementwise.h"
+#include "operators.h"
+
+namespace passl_xcit {
+
+constexpr int kTokens = 96;           // tokens of a block, about
+constexpr float kNormFloor = 1e-24f;  // the reference divides by max(norm, 1e-12)
+
+template <class Isa>
+struct XcaBlockForward {
+  using Vector = typename Isa::Vector;
+  static constexpr int lanes = Isa::lanes;
+  static constexpr int wide = panel_columns<Isa>;
+
+  const XcaBlock& op;
+  const int tokens, channels, heads, d, hidden, P;
+  const int block_tokens, blocks;  // tokens of a block, fewer in the last one; blocks of an image
+
+  Panels<Isa> q, k, v, proj, fc1, fc2;
+  float *conv1, *conv2, *bn_scale, *bn_shift;  // [9, P], [9, P], [P], [P]
+
+  // What the phases of some images hand on.
+  struct Images {
+    float* v;        // [images, N, P]
+    float* gram;     // [images, blocks, h, d, d]
+    float* norms;    // [images, blocks, 2, P]
+    float* mixed;    // panels of A^T Wp for each image
+    float* x1;       // [images, N, P], after the attention
+    float* moments;  // [images, N, 2], mean and 1 / deviation of x1
+    float* scratch;  // of each thread
+  };
+
+  explicit XcaBlockForward(const XcaBlock& block)
+      : op(block),
+        tokens(block.height * block.width),
+        channels(block.channels),
+        heads(block.heads),
+        d(block.channels / block.heads),
+        hidden(block.hidden),
+        P(padded<Isa>(block.channels)),
+        block_tokens(even_blocks(tokens)),
+        blocks((tokens + block_tokens - 1) / block_tokens) {}
+
+  size_t run(void* memory, const Team& team) {
+    Workspace workspace(memory);
+    take_weights(workspace);
+    // Each thread takes whole images as far as they can be dealt out evenly; the rest all threads do together.
+    const int alone = static_cast<int>(op.batch) / team.threads * team.threads;
+    const int together = static_cast<int>(op.batch) - alone;
+    const Team one{team.runtime, 1};
+    Images of_thread[kMaxThreads];
+    for (int thread = 0; thread < team.threads; ++thread) of_thread[thread] = take_images(workspace, alone ? 1 : 0, 1);
+    Images rest = take_images(workspace, together, team.threads);
+    if (!memory) return workspace.bytes();
+    pack_weights(team);
+    team.each(alone, [&](int image, int thread) { phases(image, 1, of_thread[thread], one); });
+    if (together) phases(alone, together, rest, team);
+    return workspace.bytes();
+  }
+
+ private:
+  // Tokens of a block, in whole tiles, for blocks of much the same size.
+  static int even_blocks(int tokens) {
+    const int blocks = tokens < kTokens ? 1 : (tokens + kTokens / 2) / kTokens;
+    return ((tokens + blocks - 1) / blocks + Isa::tile_rows - 1) / Isa::tile_rows * Isa::tile_rows;
+  }
+
+  void take_weights(Workspace& workspace) {
+    const auto take = [&](int depth, int columns) {
+      return Panels<Isa>{workspace.floats(Panels<Isa>::size(depth, columns)), depth, columns};
+    };
+    q = take(channels, channels), k = take(channels, channels), v = take(channels, channels);
+    proj = take(channels, channels), fc1 = take(channels, hidden), fc2 = take(hidden, channels);
+    conv1 = workspace.floats(9 * P), conv2 = workspace.floats(9 * P);
+    bn_scale = workspace.floats(P), bn_shift = workspace.floats(P);
+  }
+
+  Images take_images(Workspace& workspace, int images, int threads) const {
+    const size_t rows = static_cast<size_t>(images) * tokens;
+    Images to;
+    to.v = workspace.floats(rows * P);
+    to.gram = workspace.floats(static_cast<size_t>(images) * blocks * channels * d);
+    to.norms = workspace.floats(static_cast<size_t>(images) * blocks * 2 * P);
+    to.mixed = workspace.floats(images * Panels<Isa>::size(channels, channels));
+    to.x1 = workspace.floats(rows * P);
+    to.moments = workspace.floats(rows * 2);
+    to.scratch = workspace.floats(images ? threads * scratch_size() : 0);
+    return to;
+  }
+
+  size_t scratch_size() const {
+    const size_t attention = static_cast<size_t>(block_tokens) * 3 * P + wide;
+    const size_t head = static_cast<size_t>(d) * (d + 1) + wide;
+    const size_t grids = 2 * grid_size();
+    const size_t mlp = static_cast<size_t>(block_tokens) * (2 * P + padded<Isa>(kHidden)) + wide;
+    size_t most = attention;
+    for (size_t size : {head, grids, mlp}) most = size > most ? size : most;
+    return (most + 63) / 64 * 64;
+  }
+
+  size_t grid_size() const { return static_cast<size_t>(op.height + 2) * (op.width + 2) * wide; }
+
+  void pack_weights(const Team& team) const {
+    struct Job {
+      Panels<Isa> to;
+      const float* from;
+      long stride;
+    } jobs[] = {{q, op.qkv_weight, 3 * channels},
+                {k, op.qkv_weight + channels, 3 * channels},
+                {v, op.qkv_weight + 2 * channels, 3 * channels},
+                {proj, op.proj_weight, channels},
+                {fc1, op.fc1_weight, hidden},
+                {fc2, op.fc2_weight, channels}};
+    int panels = 0;
+    for (const Job& job : jobs) panels += job.to.count();
+    team.each(panels, [&](int panel, int) {
+      const Job* job = jobs;
+      for (; panel >= job->to.count(); ++job) panel -= job->to.count();
+      job->to.pack(panel, job->from, job->stride);
+    });
+    for (int c = 0; c < P; ++c) {
+      const bool there = c < channels;
+      for (int tap = 0; tap < 9; ++tap) {
+        conv1[tap * P + c] = there ? op.conv1_weight[c * 9 + tap] : 0;
+        conv2[tap * P + c] = there ? op.conv2_weight[c * 9 + tap] : 0;
+      }
+      bn_scale[c] = there ? op.bn_weight[c] / __builtin_sqrtf(op.bn_variance[c] + 1e-5f) : 0;
+      bn_shift[c] = there ? op.bn_bias[c] - op.bn_mean[c] * bn_scale[c] : 0;
+    }
+  }
+
+  // All of the block for `count` images from `first` on.
+  void phases(int first, int count, const Images& to, const Team& team) const {
+    const float* x = op.x + static_cast<long>(first) * tokens * channels;
+    float* y = op.y + static_cast<long>(first) * tokens * channels;
+    const auto scratch = [&](int thread) { return to.scratch + thread * scratch_size(); };
+    team.each(count * blocks, [&](int item, int thread) { project_in(x, item, to, scratch(thread)); });
+    team.each(count * heads, [&](int item, int thread) { attend(item, to, scratch(thread)); });
+    team.each(count * blocks, [&](int item, int) { project_out(x, item, to); });
+    team.each(count * panels_of<Isa>(channels), [&](int item, int thread) { interact(item, to, y, scratch(thread)); });
+    team.each(count * blocks, [&](int item, int thread) { mlp(item, y, scratch(thread)); });
+  }
+
+  struct Block {
+    int image, index;
+    long row;  // of the first token, counted over all images
+    int count;
+  };
+
+  Block block_of(int item) const {
+    const int image = item / blocks, index = item % blocks, first = index * block_tokens;
+    const int left = tokens - first;
+    return {image, index, static_cast<long>(image) * tokens + first, left < block_tokens ? left : block_tokens};
+  }
+
+  // A block's q, k and v; its part of the Gram matrices and of the norms.
+  void project_in(const float* x, int item, const Images& to, float* scratch) const {
+    const Block block = block_of(item);
+    float* normed = scratch;                                    // [block_tokens, P]
+    float* qk = scratch + static_cast<long>(block_tokens) * P;  // [block_tokens, 2P]
+    for (int i = 0; i < block.count; ++i)
+      layer_norm<Isa>(x + (block.row + i) * channels, op.norm1_weight, op.norm1_bias, channels, P,
+                      normed + static_cast<long>(i) * P);
+    const Rows rows{normed, P, 1};
+    const auto into = [&](const Panels<Isa>& weight, const float* bias, float* to, long stride) {
+      multiply<Isa>(block.count, rows, weight, [&](int i, int j, Vector value) {
+        Isa::store(to + i * stride + j, value + optional<Isa>(bias, j, channels));
+      });
+    };
+    const float* bias = op.qkv_bias;
+    into(q, bias, qk, 2 * P);
+    into(k, bias ? bias + channels : nullptr, qk + P, 2 * P);
+    into(v, bias ? bias + 2 * channels : nullptr, to.v + block.row * P, P);
+    add_norms(qk, block.count, to.norms + static_cast<long>(item) * 2 * P);
+    for (int head = 0; head < heads; ++head)
+      gram_of_head(qk + head * d, block.count, to.gram + (static_cast<long>(item) * heads + head) * d * d);
+  }
+
+  // The squares of each column of qk [count, 2P], added up.
+  void add_norms(const float* qk, int count, float* norms) const {
+    for (int c = 0; c < 2 * P; c += lanes) {
+      Vector sum = Isa::fill(0);
+      for (int i = 0; i < count; ++i) {
+        const Vector value = Isa::load(qk + static_cast<long>(i) * 2 * P + c);
+        sum = Isa::fma(value, value, sum);
+      }
+      Isa::store(norms + c, sum);
+    }
+  }
+
+  void gram_of_head(const float* qk, int count, float* gram) const {
+    for (int column = 0; column < d; column += wide)
+      multiply_panel<Isa>(d, count, {qk, 1, 2 * P}, qk + P + column, 2 * P, column, d,
+                          [&](int i, int j, Vector value) { Isa::store(gram + i * d + j, value, d - j); });
+  }
+
+  // A head's attention A of an image, and its rows of A^T Wp.
+  void attend(int item, const Images& to, float* attention) const {
+    const int image = item / heads, head = item % heads;
+    add_gram(image, head, to, attention);
+    Panels<Isa> mixed{to.mixed + image * Panels<Isa>::size(channels, channels), channels, channels};
+    for (int panel = 0; panel < proj.count(); ++panel) {
+      float* rows = mixed.panel(panel) + static_cast<long>(head) * d * wide;
+      const float* weight = proj.panel(panel) + static_cast<long>(head) * d * wide;
+      multiply_panel<Isa>(d, d, {attention, 1, d}, weight, wide, 0, wide,
+                          [&](int i, int j, Vector value) { Isa::store(rows + i * wide + j, value); });
+    }
+  }
+
+  void add_gram(int image, int head, const Images& to, float* attention) const {
+    float* k_scale = attention + d * d;  // [d], 1 / |k|
+    for (int j = 0; j < d; ++j) k_scale[j] = 1 / norm_of(image, P + head * d + j, to);
+    for (int i = 0; i < d; ++i) {
+      float* row = attention + i * d;
+      const float scale = op.temperature[head] / norm_of(image, head * d + i, to);
+      for (int j = 0; j < d; j += lanes) {
+        Vector sum = Isa::fill(0);
+        for (int block = 0; block < blocks; ++block) {
+          const long of_head = (static_cast<long>(image) * blocks + block) * heads + head;
+          sum = sum + Isa::load(to.gram + (of_head * d + i) * d + j, d - j);
+        }
+        Isa::store(row + j, sum * Isa::fill(scale) * Isa::load(k_scale + j, d - j), d - j);
+      }
+      softmax<Isa>(row, d);
+    }
+  }
+
+  // Length of column c of [q k] over the tokens.
+  float norm_of(int image, int c, const Images& to) const {
+    float square = 0;
+    for (int block = 0; block < blocks; ++block)
+      square += to.norms[(static_cast<long>(image) * blocks + block) * 2 * P + c];
+    return __builtin_sqrtf(square < kNormFloor ? kNormFloor : square);
+  }
+
+  // x1 = x + g1 (v A^T Wp + b), and the moments of its rows.
+  void project_out(const float* x, int item, const Images& to) const {
+    const Block block = block_of(item);
+    Panels<Isa> mixed{to.mixed + block.image * Panels<Isa>::size(channels, channels), channels, channels};
+    float* x1 = to.x1 + block.row * P;
+    multiply<Isa>(block.count, {to.v + block.row * P, P, 1}, mixed, [&](int i, int j, Vector value) {
+      const Vector before = Isa::load(x + (block.row + i) * channels + j, channels - j);
+      const Vector update = value + optional<Isa>(op.proj_bias, j, channels);
+      Isa::store(x1 + static_cast<long>(i) * P + j, Isa::fma(optional<Isa>(op.gamma1, j, channels), update, before));
+    });
+    for (int i = 0; i < block.count; ++i)
+      moments<Isa>(x1 + static_cast<long>(i) * P, channels, to.moments + (block.row + i) * 2);
+  }
+
+  // x2 = x1 + g3 LPI(LN3 x1), for an image and the channels of one panel, into y.
+  void interact(int item, const Images& to, float* y, float* scratch) const {
+    const int panels = panels_of<Isa>(channels), image = item / panels, first = item % panels * wide;
+    float* before = scratch;  // [H + 2, W + 2, wide], zero at the edges
+    float* between = scratch + grid_size();
+    const float* x1 = to.x1 + static_cast<long>(image) * tokens * P + first;
+    normalise_grid(x1, to.moments + static_cast<long>(image) * tokens * 2, first, before);
+    clear_edges(between);
+    for (int c = first; c < first + wide; c += lanes) {
+      const Vector scale = Isa::load(bn_scale + c), shift = Isa::load(bn_shift + c);
+      const Vector bias = optional<Isa>(op.conv1_bias, c, channels);
+      convolve(before + (c - first), conv1 + c, [&](int row, int column, Vector value) {
+        const Vector active = Isa::fma(gelu<Isa>(value + bias), scale, shift);
+        Isa::store(between + (c - first) + place(row, column), active);
+      });
+    }
+    for (int c = first; c < first + wide && c < channels; c += lanes) {
+      const Vector gamma = optional<Isa>(op.gamma3, c, channels), bias = optional<Isa>(op.conv2_bias, c, channels);
+      convolve(between + (c - first), conv2 + c, [&](int row, int column, Vector value) {
+        const long token = row * op.width + column;
+        const Vector residual = Isa::load(x1 + (c - first) + token * P);
+        float* to = y + (static_cast<long>(image) * tokens + token) * channels + c;
+        Isa::store(to, Isa::fma(gamma, value + bias, residual), channels - c);
+      });
+    }
+  }
+
+  // Offset in a grid with edges.
+  long place(int row, int column) const { return (static_cast<long>(row + 1) * (op.width + 2) + column + 1) * wide; }
+
+  void clear_edges(float* grid) const {
+    const auto clear = [&](int row, int column) {
+      for (int c = 0; c < wide; c += lanes) Isa::store(grid + place(row, column) + c, Isa::fill(0));
+    };
+    for (int column = -1; column <= op.width; ++column) clear(-1, column), clear(op.height, column);
+    for (int row = 0; row < op.height; ++row) clear(row, -1), clear(row, op.width);
+  }
+
+  void normalise_grid(const float* x1, const float* moments, int first, float* grid) const {
+    clear_edges(grid);
+    for (int c = 0; c < wide; c += lanes) {
+      const Vector weight = optional<Isa>(op.norm3_weight, first + c, channels),
+                   bias = optional<Isa>(op.norm3_bias, first + c, channels);
+      for (int row = 0; row < op.height; ++row)
+        for (int column = 0; column < op.width; ++column) {
+          const long token = row * op.width + column;
+          const Vector centred = Isa::load(x1 + token * P + c) - Isa::fill(moments[2 * token]);
+          Isa::store(grid + place(row, column) + c,
+                     Isa::fma(centred * Isa::fill(moments[2 * token + 1]), weight, bias));
+        }
+    }
+  }
+
+  // use(row, column, sum) of a 3x3 convolution, `lanes` channels at a time.
+  template <class Use>
+  void convolve(const float* grid, const float* weight, const Use& use) const {
+    Vector taps[9];
+    for (int tap = 0; tap < 9; ++tap) taps[tap] = Isa::load(weight + static_cast<long>(tap) * P);
+    const long line = static_cast<long>(op.width + 2) * wide;
+    for (int row = 0; row < op.height; ++row)
+      for (int column = 0; column < op.width; ++column) {
+        const float* corner = grid + row * line + static_cast<long>(column) * wide;
+        Vector sums[3];
+        for (int y = 0; y < 3; ++y) {
+          sums[y] = Isa::load(corner + y * line) * taps[3 * y];
+          for (int x = 1; x < 3; ++x)
+            sums[y] = Isa::fma(Isa::load(corner + y * line + x * wide), taps[3 * y + x], sums[y]);
+        }
+        use(row, column, sums[0] + sums[1] + sums[2]);
+      }
+  }
+
+  // y += g2 MLP(LN2 y), for a block of tokens.
+  void mlp(int item, float* y, float* scratch) const {
+    const Block block = block_of(item);
+    float* normed = scratch;                                     // [block_tokens, P]
+    float* sums = normed + static_cast<long>(block_tokens) * P;  // [block_tokens, P]
+    float* active = sums + static_cast<long>(block_tokens) * P;  // [block_tokens, kHidden]
+    float* rows = y + block.row * channels;
+    for (int i = 0; i < block.count; ++i)
+      layer_norm<Isa>(rows + static_cast<long>(i) * channels, op.norm2_weight, op.norm2_bias, channels, P,
+                      normed + static_cast<long>(i) * P);
+    mlp_rows<Isa>(block.count, normed, P, fc1, op.fc1_bias, fc2, active, sums, [&](int i, int j, Vector value) {
+      float* to = rows + static_cast<long>(i) * channels + j;
+      const Vector update = value + optional<Isa>(op.fc2_bias, j, channels);
+      Isa::store(to, Isa::fma(optional<Isa>(op.gamma2, j, channels), update, Isa::load(to, channels - j)),
+                 channels - j);
+    });
+  }
+};
+
+}  // namespace passl_xcit

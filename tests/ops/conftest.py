@@ -1,0 +1,36 @@
+"""The native operators, built once where there is a compiler; their tests are skipped elsewhere."""
+
+import fcntl
+
+import pytest
+
+from passl_xcit.ops import build, library
+
+
+@pytest.fixture(scope="session")
+def built():
+    """Path of the library of these sources; several processes that test at once build it once."""
+    with open(build.SOURCES / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            library.Library()
+        except library.Unusable:
+            try:
+                build.build()
+            except build.BuildError as error:
+                pytest.skip(str(error))
+    return build.LIBRARY
+
+
+@pytest.fixture(params=library.INSTRUCTION_SETS)
+def native(built, monkeypatch, request):
+    """Switch the operators on, with each instruction set of this processor: the Library in use."""
+    try:
+        library.Library(isa=request.param)
+    except library.Unusable as error:
+        pytest.skip(str(error))
+    monkeypatch.setenv(library.MODE, "on")
+    monkeypatch.setenv(library.ISA, request.param)
+    library._loaded.cache_clear()
+    yield library.library()
+    library._loaded.cache_clear()
