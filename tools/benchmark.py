@@ -5,6 +5,7 @@ python tools/benchmark.py --models xcit_nano_12_p16,xcit_nano_12_p8 --modes infe
     --engines eager,onednn,onnxruntime --vs textbook,timm-eager,timm-compile --peer_python PYTHON --output peers.json
 python tools/benchmark.py --pipeline CONFIG.yaml --data_dir DIR --num_workers 0,1,2 --output outputs/pipeline.json
 python tools/benchmark.py --startup --output outputs/startup.json
+python tools/benchmark.py --write_page docs/benchmarks.md          fills the blocks of a page from the files they name
 
 A measurement that was stopped goes on when it is started again. Only ratios say something: the speed of the first
 contender is 1. Lists have commas between. What each contender is, and what was measured here: docs/benchmarks.md.
@@ -64,25 +65,31 @@ def parse_args(argv):
     parser.add_argument("--startup", action="store_true", help="how long commands take before they do anything")
     parser.add_argument("--repeats", type=number, default=7, help="turns of each (default 7)")
     parser.add_argument("--threads", type=number, default=usable_cores(), help="of each (default one a core)")
-    parser.add_argument("--output", required=True, type=not_empty, metavar="FILE.json")
+    parser.add_argument("--output", type=not_empty, metavar="FILE.json", help="where the measurements go")
+    parser.add_argument("--write_page", type=not_empty, metavar="PAGE.md", help="fill a page, and measure nothing")
     parser.set_defaults(override=[], output_dir=None)  # what `overrides_of` asks for besides
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
-    if Path(args.output).suffix != ".json":
+    measures = args.models or args.pipeline or args.startup
+    if args.write_page and (measures or args.output):
+        raise ConfigError("--write_page measures nothing: give it alone")
+    if not args.write_page and Path(args.output or "").suffix != ".json":
         raise ConfigError(f"--output {args.output}: expected a name that ends in .json")
-    if not (args.models or args.pipeline or args.startup):
+    if not (measures or args.write_page):
         raise ConfigError("give what to measure: --models, --pipeline or --startup; see --help")
     prepare_paddle()
     from passl_xcit.engine.benchmark.cases import cases_of
     from passl_xcit.engine.benchmark.contenders import contenders_of
-    from passl_xcit.engine.benchmark.pages import page_of
+    from passl_xcit.engine.benchmark.pages import page_of, write_page
     from passl_xcit.engine.benchmark.pipeline import measure_pipeline
     from passl_xcit.engine.benchmark.record import Record
     from passl_xcit.engine.benchmark.startup import measure_startup
 
+    if args.write_page:
+        return write_page(args.write_page)
     contenders = contenders_of([*args.engines, *args.vs], args.peer_python)
     cases = cases_of(args.models, args.modes, args.batch_sizes, args.image_sizes, args.precisions)
     record = Record(args.output, contenders, args.repeats, args.threads, _tell)

@@ -46,6 +46,11 @@ def test_odd_values_are_refused(capsys, arguments, reason):
     assert reason in capsys.readouterr().err
 
 
+def test_a_page_is_written_alone(tmp_path):
+    with pytest.raises(ConfigError, match="--write_page measures nothing"):
+        main(["--write_page", "page.md", "--output", str(tmp_path / "b.json")])
+
+
 def test_the_output_is_json(tmp_path):
     with pytest.raises(ConfigError, match="expected a name that ends in .json"):
         main([*MODEL, "--output", str(tmp_path / "b.txt")])

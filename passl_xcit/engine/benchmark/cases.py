@@ -6,6 +6,7 @@ import numpy as np
 import paddle
 from safetensors.numpy import save_file
 
+from passl_xcit.engine.export import export_model
 from passl_xcit.modeling import factory
 from passl_xcit.modeling.checkpoint_formats import write_weights
 from passl_xcit.modeling.convert import convert_weights
@@ -68,8 +69,8 @@ def flops_of(case):
         raise ConfigError(f"{case.model}: {error}") from error
 
 
-def write_inputs(case, folder):
-    """Write images and labels, and weights as ours and timm's, of a case with a model; their paths.
+def write_inputs(case, folder, formats=()):
+    """Write images and labels, weights as ours and timm's, and an export in these formats; their paths.
 
     The weights are those of a new model, but for LayerScale, which is drawn from 0.5 to 1: a new deep model's is 1e-5
     and would hide a block that computes something else.
@@ -89,5 +90,8 @@ def write_inputs(case, folder):
             arrays[name] = rng.uniform(0.5, 1, array.shape).astype("float32")
     write_weights(folder / "ours.pdparams", arrays)
     convert_weights(folder / "ours.pdparams", folder / "timm.safetensors", to="timm")
-    files = {"inputs": "inputs.safetensors", "ours": "ours.pdparams", "timm": "timm.safetensors"}
+    if formats and case.mode == "inference":
+        model = factory.create_model(case.model, pretrained=str(folder / "ours.pdparams"))
+        export_model(model, folder / "export", [case.image_size] * 2, formats=formats)
+    files = {"export": "export", "inputs": "inputs.safetensors", "ours": "ours.pdparams", "timm": "timm.safetensors"}
     return {name: str(folder / file) for name, file in files.items()}

@@ -15,6 +15,7 @@ import numpy as np
 from passl_xcit.engine.benchmark.cases import write_inputs
 from passl_xcit.engine.benchmark.contenders import OF_LIMITS, ROOT
 from passl_xcit.engine.benchmark.protocol import Worker, WorkerError
+from passl_xcit.engine.runtimes import ENGINES, ONNX, PROGRAM
 
 TURN_SECONDS = 0.2  # of a turn at least: shorter ones measure the clock
 REST_SECONDS = 0.25  # after a turn: threads of OpenMP go on spinning for 0.2 s
@@ -38,7 +39,7 @@ def measure(case, contenders, repeats, threads, log, told=lambda text: None):
         contenders = [contender for contender in contenders if contender.name in OF_LIMITS]
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as at_end:
         told(f"{case}: inputs")
-        task = {**case._asdict(), "threads": threads, **(write_inputs(case, Path(folder)) if case.model else {})}
+        task = {**case._asdict(), "threads": threads, **_inputs(case, contenders, Path(folder))}
         race = Race()
         for contender in contenders:
             told(f"{case}: {contender.name} begins")
@@ -52,6 +53,13 @@ def measure(case, contenders, repeats, threads, log, told=lambda text: None):
             race.turn(backwards=turn % 2)
         race.finish()
     return race.results
+
+
+def _inputs(case, contenders, folder):
+    if not case.model:
+        return {}
+    read = {file for contender in contenders if contender.engine in ENGINES for file in ENGINES[contender.engine].FILES}
+    return write_inputs(case, folder, [name for name, file in (("paddle", PROGRAM), ("onnx", ONNX)) if file in read])
 
 
 class Race:

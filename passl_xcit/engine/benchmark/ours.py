@@ -4,10 +4,8 @@ Each function takes the task of `protocol.serve`, which holds a Case's values, t
 and "threads", and returns a step that gives an array: what the contenders of a case must agree on.
 """
 
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import paddle
@@ -15,6 +13,7 @@ from safetensors.numpy import load_file
 
 from passl_xcit.engine.benchmark.cases import COPIED, MATRIX
 from passl_xcit.engine.mixed_precision import MixedPrecision, float32
+from passl_xcit.engine.runtimes import open_runtime
 from passl_xcit.modeling import factory
 from passl_xcit.utils.errors import ConfigError
 
@@ -53,29 +52,19 @@ def copy(task):
 
 def inference(task):
     """Logits [B, K]."""
-    model, images = _model(task), load_file(task["inputs"])["images"]
-    model.eval()
+    images = load_file(task["inputs"])["images"]
     if task["engine"] != "eager":
-        return partial(_exported(model, task), images)
+        return partial(open_runtime(task["export"], task["engine"], task["precision"], task["threads"]), images)
     if task["precision"] != "float32":
         raise ConfigError("Paddle has no bfloat16 on a CPU")
+    model = _model(task)
+    model.eval()
 
     @paddle.no_grad()
     def step():
         return model(paddle.to_tensor(images)).numpy()
 
     return step
-
-
-def _exported(model, task):
-    """The engine with the model's export in it."""
-    from passl_xcit.engine.export import export_model
-    from passl_xcit.engine.runtimes import ENGINES, ONNX, open_runtime
-
-    folder = Path(tempfile.mkdtemp(dir=Path(task["inputs"]).parent)) / "export"
-    formats = ["onnx" if ONNX in ENGINES[task["engine"]].FILES else "paddle"]
-    export_model(model, folder, [task["image_size"]] * 2, formats=formats)
-    return open_runtime(folder, task["engine"], task["precision"], task["threads"])
 
 
 def train(task):

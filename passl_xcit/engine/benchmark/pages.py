@@ -1,14 +1,48 @@
 """A benchmark as Markdown: tables of ratios, each beside the machine's limit."""
 
+import re
 import statistics
+from pathlib import Path
 
 from passl_xcit.engine.benchmark.cases import COPIED, MATRIX, Case, flops_of
 from passl_xcit.engine.benchmark.contenders import OURS, PEERS
 from passl_xcit.engine.benchmark.measure import ratios
 from passl_xcit.engine.benchmark.pipeline import pipeline_lines
+from passl_xcit.engine.benchmark.record import read_record
 from passl_xcit.engine.benchmark.startup import startup_lines
+from passl_xcit.utils.errors import DataError
+from passl_xcit.utils.new_file import replace_file
 
+BLOCK = re.compile(r"(<!-- benchmark:begin (\S+) -->\n).*?(<!-- benchmark:end -->)", re.DOTALL)
 COLUMNS = ("contender", "images/s", "speed", "range", "of the limit", "first step, s", "memory, GB", "difference")
+
+
+def write_page(path):
+    """Fill a Markdown page's blocks, `<!-- benchmark:begin FILE.json -->` to `<!-- benchmark:end -->`, from its files.
+
+    Raises:
+        DataError: the page cannot be read, has no block, or names a file that is no benchmark beside it.
+        CheckpointError: it cannot be written.
+    """
+    path = Path(path)
+    try:
+        page = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    if not BLOCK.search(page):
+        raise DataError(f"{path}: has no block <!-- benchmark:begin FILE.json --> ... <!-- benchmark:end -->")
+    filled = with_tables(page, path.parent)
+    replace_file(path, lambda file: file.write(filled.encode()))
+
+
+def with_tables(page, folder):
+    """The text `page` with what its blocks name; files lie in or below `folder`."""
+
+    def filled(block):
+        lines = page_of(read_record(folder / block[2]))
+        return "\n".join([block[1], *lines, "", block[3]])
+
+    return BLOCK.sub(filled, page)
 
 
 def page_of(record):

@@ -98,6 +98,30 @@ def test_a_table_tells_speeds_of_the_first_turn_by_turn_and_shares_of_the_limit(
     assert page[6] == "\n`openvino`: no"
 
 
+def test_a_page_gets_the_tables_of_the_files_that_its_blocks_name(tmp_path):
+    (tmp_path / "b.json").write_text(json.dumps(record_of({"eager": {**RESULT, "difference": 0.0}})))
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- benchmark:begin b.json -->\nold\n<!-- benchmark:end -->\nafter\n")
+    pages.write_page(page)
+    once = page.read_text()
+    assert "old" not in once and "| `eager` | 4.0 |" in once
+    assert once.startswith("before\n") and once.endswith("\n<!-- benchmark:end -->\nafter\n")
+    pages.write_page(page)
+    assert page.read_text() == once
+
+
+def test_a_page_without_a_block_or_with_a_block_of_no_file_is_refused(tmp_path):
+    page = tmp_path / "page.md"
+    with pytest.raises(DataError, match="page.md: cannot be read"):
+        pages.write_page(page)
+    page.write_text("text")
+    with pytest.raises(DataError, match="page.md: has no block"):
+        pages.write_page(page)
+    page.write_text("<!-- benchmark:begin b.json -->\n<!-- benchmark:end -->")
+    with pytest.raises(DataError, match="b.json: cannot be read"):
+        pages.write_page(page)
+
+
 def test_a_training_step_counts_three_times_the_products():
     forward, training = flops_of(NANO), flops_of(NANO._replace(mode="train"))
     assert forward == pytest.approx(16 * 0.556e9, rel=0.01)  # seed of the model zoo: 0.56 G an image
