@@ -251,7 +251,8 @@ def _real_word(right):
 def origin_of(cfg, config_file, model, weights, loader, options):
     """What an evaluation belongs to, as plain values: weights by their digest, data, config, device, versions."""
     dataset, nodes = loader.dataset, cfg["dataloader"]["val"]["dataset"].get("transforms") or []
-    whole, class_list = getattr(model, "model", model), getattr(model, "class_list", None)
+    class_list = getattr(model, "class_list", None)
+    whole = model.model if class_list else model
     listed = {"classes": list(class_list.indices), "of": whole.num_classes} if class_list else {}
     return {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
