@@ -19,7 +19,7 @@ WORK = {
         "log: out/log.txt, log.jsonl",
         "out/best.pdparams",
     ),
-    "validate": ([CONFIG, WEIGHTS, "-o", "dataloader.val.sampler.batch_size=200"], "acc1 (90.350)", None),
+    "validate": ([CONFIG, WEIGHTS, "--report", "report"], "acc1 (90.350)", "report/report.html"),
     "predict": (["data", "--weights", WEIGHTS, "--topk", "1"], "data/train/bag/0.png", None),
     "visualize": (["data/val/bag/0.png", "--weights", WEIGHTS, "--output_dir", "pages"], "", "pages/0_features.png"),
     "export": ([WEIGHTS, "--output_dir", "program"], "written to program", "program/model.json"),
