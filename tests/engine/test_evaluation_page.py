@@ -110,6 +110,7 @@ def test_names_are_texts_whatever_they_hold(classes, tmp_path):
         assert name in [part.strip() for part in tags.texts]
 
 
+@pytest.mark.slow
 def test_a_folder_called_script_is_a_text_from_the_data_to_the_page(tmp_path):
     """Folders and files as a file system takes them: no slash."""
     names = ["<script>alert(1)<", "<img src=x onerror=alert(2)>", "c"]

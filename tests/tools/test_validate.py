@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import json
 import re
 import threading
 
@@ -108,6 +109,25 @@ def test_a_report_is_written_on_top_of_the_same_accuracy(run, trained, tmp_path)
     assert accuracy(output) == accuracy(run(config, checkpoint)[1]) and "INFO: report: new/report\n" in output
     written = sorted(path.name for path in (tmp_path / "new" / "report").iterdir())
     assert written == ["predictions.csv", "report.html", "report.json"]
+
+
+@pytest.mark.parametrize("option", [("--report", "r"), ("--real_labels", "real.json"), ("--class_list", "a.txt")])
+def test_neighbours_have_no_report(option, capsys):
+    with pytest.raises(SystemExit) as exit:
+        validate.parse_args(["CONFIG", "CHECKPOINT", "--knn", *option])
+    assert exit.value.code == 2 and "do not go with --knn" in capsys.readouterr().err
+
+
+def test_a_report_says_the_size_that_was_asked_for(run, trained, tmp_path):
+    config, checkpoint, _, _ = trained
+    nodes = (
+        "[{name: CenterCrop, size: 8}, {name: Transpose}, {name: Normalize, mean: [110, 110, 110], std: [50, 50, 50]}]"
+    )
+    options = ("-o", f"dataloader.val.dataset.transforms={nodes}", "--size", "4", "--report", "small")
+    code, _, errors = run(config, checkpoint, *options)
+    assert code == 0, errors
+    origin = json.loads((tmp_path / "small" / "report.json").read_text())["origin"]
+    assert origin["preprocessing"][0] == {"name": "CenterCrop", "size": 4}
 
 
 def test_weights_of_another_number_of_classes_are_refused(run, trained, tmp_path):
