@@ -18,11 +18,13 @@ from pathlib import Path
 SOURCES = Path(__file__).parent / "native"
 LIBRARY = SOURCES / "libpassl_xcit.so"
 AVX2 = ["-mavx2", "-mfma"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
 # Each file is compiled for its own instruction set; which is used is decided when the library is loaded.
 FILES = {
     "library.cc": [],
     "avx2.cc": AVX2,
-    "avx512.cc": [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"],
+    "avx512.cc": AVX512,
+    "avx512_bf16.cc": [*AVX512, "-mavx512bf16"],
 }
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-fvisibility=hidden", "-w"]
 

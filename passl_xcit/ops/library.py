@@ -2,6 +2,8 @@
 
 PASSL_XCIT_NATIVE: "auto" (the default) uses it where it can be used, "off" never, and "on" ends with an error where it
 cannot be used. PASSL_XCIT_NATIVE_ISA names the instruction set, avx512 or avx2, in place of the best one.
+PASSL_XCIT_NATIVE_PRECISION=bfloat16 rounds the operands of matrix products to bfloat16, where the processor multiplies
+these (AVX512-BF16); sums, residuals, norms and the attention itself stay in float32. The default is float32.
 """
 
 import contextlib
@@ -16,8 +18,9 @@ import paddle
 from passl_xcit.ops import build
 from passl_xcit.utils.errors import ConfigError
 
-MODE, ISA = "PASSL_XCIT_NATIVE", "PASSL_XCIT_NATIVE_ISA"
+MODE, ISA, PRECISION = "PASSL_XCIT_NATIVE", "PASSL_XCIT_NATIVE_ISA", "PASSL_XCIT_NATIVE_PRECISION"
 INSTRUCTION_SETS = ("avx512", "avx2")
+BFLOAT16_SETS = {"avx512": "avx512_bf16"}  # what the operators in bfloat16 need besides
 BUILD_COMMAND = "python -m passl_xcit.ops.build"
 
 
@@ -30,6 +33,7 @@ class Library:
 
     Attributes:
         isa: the instruction set in use.
+        bfloat16: whether there are operators in bfloat16, too.
 
     Raises:
         Unusable: it cannot be used here.
@@ -48,10 +52,15 @@ class Library:
         self._openmp = _openmp()
         functions = (self._openmp.GOMP_parallel, self._openmp.omp_get_thread_num)
         self._function("start", None, 2)(*(ctypes.cast(function, ctypes.c_void_p) for function in functions))
-        self._set = self._function("find_set", ctypes.c_void_p, 1)(isa.encode())
+        self._set = self._find_set(isa)
         if self._set is None:
             raise Unusable(f"this processor has no {isa or 'AVX2'}")
         self.isa = self._function("set_name", ctypes.c_char_p, 1)(self._set).decode()
+        self._half = self._find_set(BFLOAT16_SETS[self.isa]) if self.isa in BFLOAT16_SETS else None
+        self.bfloat16 = self._half is not None
+
+    def _find_set(self, name):
+        return self._function("find_set", ctypes.c_void_p, 1)(name.encode())
 
     def _function(self, name, result, pointers, *more):
         """The C function of that name, which takes some pointers and then `more`."""
@@ -67,11 +76,23 @@ class Library:
         """As many as Paddle uses: OMP_NUM_THREADS."""
         return self._openmp.omp_get_max_threads()
 
-    def run(self, name, operator):
-        """Compute the operator `name` on what the ctypes.Structure `operator` says, with all its pointers set."""
+    def run(self, name, operator, half=False):
+        """Compute the operator `name` on what the ctypes.Structure `operator` says, with all its pointers set.
+
+        Args:
+            half: in bfloat16, if PASSL_XCIT_NATIVE_PRECISION asks for it and the processor has it.
+        """
         function = self._function(name, ctypes.c_size_t, 3, ctypes.c_int)
+        chosen = self._half if half and self.bfloat16 and _precision() == "bfloat16" else self._set
         where, threads = ctypes.addressof(operator), self.threads()
-        function(self._set, where, _workspace(function(self._set, where, None, threads)), threads)
+        function(chosen, where, _workspace(function(chosen, where, None, threads)), threads)
+
+
+def _precision():
+    value = os.environ.get(PRECISION, "float32")
+    if value not in ("float32", "bfloat16"):
+        raise ConfigError(f"{PRECISION} must be float32 or bfloat16, not '{value}'")
+    return value
 
 
 # Of each Python thread. Its workspace is kept: fresh memory costs more, page by page, than what is computed in it.
@@ -110,15 +131,22 @@ def library():
     Raises:
         ConfigError: PASSL_XCIT_NATIVE=on, and it cannot be used; or a value that means nothing.
     """
-    if getattr(_kept, "portable", False):
-        return None
-    return _loaded(os.environ.get(MODE, "auto"), os.environ.get(ISA, ""))[0]
+    return None if getattr(_kept, "portable", False) else _in_use()[0]
 
 
 def why():
     """One line on what is in use, and why."""
-    found, reason = _loaded(os.environ.get(MODE, "auto"), os.environ.get(ISA, ""))
-    return f"in use, {found.isa}" if found else f"not in use: {reason}"
+    found, reason = _in_use()
+    if not found:
+        return f"not in use: {reason}"
+    if _precision() == "float32":
+        return f"in use, {found.isa}"
+    return f"in use, {found.isa}, {'bfloat16' if found.bfloat16 else 'float32: there is no bfloat16'}"
+
+
+def _in_use():
+    _precision()
+    return _loaded(os.environ.get(MODE, "auto"), os.environ.get(ISA, ""))
 
 
 @cache

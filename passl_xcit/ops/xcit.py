@@ -1,4 +1,4 @@
-"""XCiT's blocks in C++, for float32 on a CPU without gradients: what the layers' own `forward` says, only faster.
+"""XCiT's blocks in C++ for float32 tensors on a CPU, without gradients: what the layers' own `forward` says, faster.
 
 A layer of modeling/backbones/xcit.py asks `applies` and then calls its function here. It stays the only holder of its
 parameters: nothing is kept from one call to the next, so that weights that were loaded or trained in between count at
@@ -107,8 +107,10 @@ def xca_block(block, x, height, width):
     """An XCABlock in evaluation: x [B, N, C] -> [B, N, C], N = height * width"""
     batch, _, channels = x.shape
     y = paddle.empty_like(x)
-    sizes = (batch, height, width, channels, block.attn.num_heads, block.mlp.fc1.weight.shape[1])
-    library().run("xca_block", XcaBlock(*sizes, *_addresses(x, y), *_parameters(block, XCA_PARAMETERS)))
+    heads = block.attn.num_heads
+    sizes = (batch, height, width, channels, heads, block.mlp.fc1.weight.shape[1])
+    operator = XcaBlock(*sizes, *_addresses(x, y), *_parameters(block, XCA_PARAMETERS))
+    library().run("xca_block", operator, half=channels // heads % 2 == 0)  # heads must not share a pair of bfloat16
     return y
 
 
@@ -133,7 +135,7 @@ def stem(patch_embed, images, positions):
     operator = Stem(batch, height, width, len(stages), tuple(widths), *_addresses(images, positions, y))
     for name in STAGE_PARAMETERS:
         getattr(operator, name)[: len(stages)] = [_parameters(stage, [name])[0] for stage in stages]
-    library().run("stem", operator)
+    library().run("stem", operator, half=True)
     return y
 
 

@@ -31,6 +31,20 @@ def native(built, monkeypatch, request):
         pytest.skip(str(error))
     monkeypatch.setenv(library.MODE, "on")
     monkeypatch.setenv(library.ISA, request.param)
+    monkeypatch.delenv(library.PRECISION, raising=False)
     library._loaded.cache_clear()
     yield library.library()
+    library._loaded.cache_clear()
+
+
+@pytest.fixture
+def bfloat16(built, monkeypatch):
+    """Switch the operators on in bfloat16: the Library in use."""
+    found = library.Library()
+    if not found.bfloat16:
+        pytest.skip("this processor has no AVX512-BF16")
+    monkeypatch.setenv(library.MODE, "on")
+    monkeypatch.setenv(library.PRECISION, "bfloat16")
+    library._loaded.cache_clear()
+    yield found
     library._loaded.cache_clear()

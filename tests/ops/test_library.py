@@ -60,14 +60,15 @@ def test_off_does_not_look_for_it(monkeypatch):
     ("variable", "value", "line"),
     [
         ("PASSL_XCIT_NATIVE", "yes", "PASSL_XCIT_NATIVE must be auto, on or off, not 'yes'"),
+        ("PASSL_XCIT_NATIVE_PRECISION", "half", "PASSL_XCIT_NATIVE_PRECISION must be float32 or bfloat16, not 'half'"),
         ("PASSL_XCIT_NATIVE_ISA", "sse9", "PASSL_XCIT_NATIVE_ISA must be avx512 or avx2, not 'sse9'"),
     ],
 )
-def test_values_that_mean_nothing_are_refused(monkeypatch, variable, value, line):
+def test_values_that_mean_nothing_are_refused(built, monkeypatch, variable, value, line):
     monkeypatch.delenv("PASSL_XCIT_NATIVE", raising=False)
     monkeypatch.setenv(variable, value)
     with pytest.raises(ConfigError, match=line):
-        library.library()
+        library.why()
 
 
 def test_a_library_of_other_sources_is_not_used(built, monkeypatch):
@@ -103,6 +104,14 @@ def test_other_machines_have_none(monkeypatch, system, machine):
 def test_the_doctor_says_what_is_in_use(native, tmp_path):
     (found,) = [finding for finding in machine(tmp_path, "cpu").findings if finding.name == "native operators"]
     assert found == ("native operators", f"in use, {native.isa}", "ok", "")
+
+
+@pytest.mark.parametrize(
+    ("isa", "end"), [("avx2", "in use, avx2, float32: there is no bfloat16"), ("", "in use, avx512, bfloat16")]
+)
+def test_the_doctor_says_whether_there_is_bfloat16(bfloat16, monkeypatch, isa, end):
+    monkeypatch.setenv("PASSL_XCIT_NATIVE_ISA", isa)
+    assert library.why() == end
 
 
 @ON_THIS

@@ -53,9 +53,9 @@ def natively(layer, *inputs, threads=2):
     calls = []
     run = Library.run
 
-    def counted(self, name, operator):
+    def counted(self, name, operator, half=False):
         calls.append(name)
-        run(self, name, operator)
+        run(self, name, operator, half)
 
     patched = mock.patch.multiple(Library, run=counted, threads=lambda self: threads)
     with paddle.no_grad(), patched:

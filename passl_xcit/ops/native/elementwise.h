@@ -20,22 +20,35 @@ typename Isa::Vector exponential(typename Isa::Vector x) {
   return sum * Isa::power_of_two(power);
 }
 
-// x Phi(x) with an absolute error of 3e-7, Phi the normal distribution: max(x, 0) - t (1 - Phi(t)) with t = |x|, and
-// 1 - Phi as a polynomial (least maximal error of t (1 - Phi), by Lawson's iteration) up to 5.2, from where the product
-// is below 6e-7.
+// sum of coefficients[i] u^(degree - i)
+template <class Isa, int Count>
+typename Isa::Vector polynomial(const float (&coefficients)[Count], typename Isa::Vector u) {
+  typename Isa::Vector sum = Isa::fill(coefficients[0]);
+#pragma GCC unroll 15
+  for (int i = 1; i < Count; ++i) sum = Isa::fma(sum, u, Isa::fill(coefficients[i]));
+  return sum;
+}
+
+// x Phi(x), Phi the normal distribution: max(x, 0) - t (1 - Phi(t)) with t = |x|, and 1 - Phi as a polynomial (least
+// maximal error of t (1 - Phi), by Lawson's iteration) up to 5.2, from where the product is below 6e-7. The absolute
+// error is below 6e-7, or below 2e-5 where the result is rounded to bfloat16.
 template <class Isa>
 typename Isa::Vector gelu(typename Isa::Vector x) {
   using Vector = typename Isa::Vector;
-  constexpr float coefficients[] = {0.005579348653554916f,  0.015093794092535973f,  -0.03539321571588516f,
-                                    -0.011611641384661198f, 0.09100951254367828f,   -0.06630230695009232f,
-                                    -0.08327388763427734f,  0.1904352605342865f,    -0.1048148050904274f,
-                                    -0.10962901264429092f,  0.25286537408828735f,   -0.22917333245277405f,
-                                    0.11936575174331665f,   -0.035315923392772675f, 0.004661197774112225f};
+  constexpr float fine[] = {
+      -0.003496029879897833f, 0.005579348653554916f, 0.015093794092535973f,  -0.03539321571588516f,
+      -0.011611641384661198f, 0.09100951254367828f,  -0.06630230695009232f,  -0.08327388763427734f,
+      0.1904352605342865f,    -0.1048148050904274f,  -0.10962901264429092f,  0.25286537408828735f,
+      -0.22917333245277405f,  0.11936575174331665f,  -0.035315923392772675f, 0.004661197774112225f};
+  constexpr float coarse[] = {0.02635854482650757f,  -0.05590961501002312f, -0.03220975026488304f,
+                              0.17380410432815552f,  -0.12379678338766098f, -0.10257553309202194f,
+                              0.2560013234615326f,   -0.23024697601795197f, 0.1191837415099144f,
+                              -0.03527340665459633f, 0.004662805702537298f};
   const Vector t = Isa::min(Isa::fill(5.2f), Isa::abs(x));
   const Vector u = Isa::fma(t, Isa::fill(2 / 5.2f), Isa::fill(-1));
-  Vector tail = Isa::fill(-0.003496029879897833f);
-#pragma GCC unroll 15
-  for (int i = 0; i < 15; ++i) tail = Isa::fma(tail, u, Isa::fill(coefficients[i]));
+  Vector tail;
+  if constexpr (Isa::per_unit == 2) tail = polynomial<Isa>(coarse, u);
+  else tail = polynomial<Isa>(fine, u);
   return Isa::max(Isa::fill(0), x) - t * tail;
 }
 
@@ -54,9 +67,11 @@ void moments(const float* x, int channels, float* to) {
   to[1] = 1 / __builtin_sqrtf(Isa::sum(squares) / channels + 1e-6f);
 }
 
-// A row of C floats, normalised, times weight plus bias, into a row of `length`, zero beyond C. May be done in place.
+// A row of C floats, normalised, times weight plus bias, into a row of `length` elements, zero beyond C. May be done in
+// place.
 template <class Isa>
-void layer_norm(const float* x, const float* weight, const float* bias, int channels, int length, float* y) {
+void layer_norm(const float* x, const float* weight, const float* bias, int channels, int length,
+                typename Isa::Element* y) {
   using Vector = typename Isa::Vector;
   float of_row[2];
   moments<Isa>(x, channels, of_row);
@@ -95,22 +110,22 @@ constexpr int kHidden = 512;  // hidden channels of an MLP that are computed at 
 // use(i, j, gelu(x W1 + b1) W2) for rows x [rows, stride]; `active` [rows, kHidden] and `sums` [rows, padded columns]
 // are scratch.
 template <class Isa, class Use>
-void mlp_rows(int rows, const float* x, long stride, const Panels<Isa>& fc1, const float* fc1_bias,
-              const Panels<Isa>& fc2, float* active, float* sums, const Use& use) {
+void mlp_rows(int rows, const typename Isa::Element* x, long stride, const Panels<Isa>& fc1, const float* fc1_bias,
+              const Panels<Isa>& fc2, typename Isa::Element* active, float* sums, const Use& use) {
   using Vector = typename Isa::Vector;
   constexpr int wide = panel_columns<Isa>;
   const int hidden = fc1.columns, length = padded<Isa>(fc2.columns);
   for (int first = 0; first < hidden; first += kHidden) {
     const int count = hidden - first < kHidden ? hidden - first : kHidden;
     for (int j = 0; j < count; j += wide)
-      multiply_panel<Isa>(rows, fc1.depth, {x, stride, 1}, fc1.panel((first + j) / wide), wide, j, count,
-                          [&](int i, int column, Vector value) {
+      multiply_panel<Isa>(rows, units<Isa>(fc1.depth), rows_of<Isa>(x, stride), fc1.panel((first + j) / wide), wide, j,
+                          count, [&](int i, int column, Vector value) {
                             const Vector bias = optional<Isa>(fc1_bias, first + column, hidden);
                             Isa::store(active + i * kHidden + column, gelu<Isa>(value + bias));
                           });
     const bool last = first + count == hidden;
     for (int panel = 0; panel < fc2.count(); ++panel)
-      multiply_panel<Isa>(rows, count, {active, kHidden, 1}, fc2.panel(panel) + static_cast<long>(first) * wide, wide,
+      multiply_panel<Isa>(rows, units<Isa>(count), rows_of<Isa>(active, kHidden), fc2.panel(panel, first), wide,
                           panel * wide, fc2.columns, [&](int i, int j, Vector value) {
                             float* sum = sums + static_cast<long>(i) * length + j;
                             if (first) value = value + Isa::load(sum);

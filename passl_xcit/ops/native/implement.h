@@ -1,4 +1,4 @@
-// The table of all operators for one instruction set.
+// The table of all operators for one instruction set. Class blocks are in float32 always: they take little time.
 #pragma once
 
 #include "class_block.h"
@@ -14,7 +14,8 @@ size_t run(const Operator& op, void* workspace, const Team& team) {
 
 template <class Isa>
 Operators implemented() {
-  return {run<XcaBlockForward, Isa, XcaBlock>, run<ClassBlockForward, Isa, ClassBlock>, run<StemForward, Isa, Stem>};
+  return {run<XcaBlockForward, Isa, XcaBlock>, run<ClassBlockForward, typename Isa::Float, ClassBlock>,
+          run<StemForward, Isa, Stem>};
 }
 
 }  // namespace passl_xcit

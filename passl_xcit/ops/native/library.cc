@@ -18,13 +18,17 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
 
+bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+
 struct Set {
   const char* name;
   bool (*supported)();
   Operators (*operators)();
 };
 
-constexpr Set kSets[] = {{"avx512", has_avx512, avx512_operators}, {"avx2", has_avx2, avx2_operators}};
+constexpr Set kSets[] = {{"avx512", has_avx512, avx512_operators},
+                         {"avx2", has_avx2, avx2_operators},
+                         {"avx512_bf16", has_avx512_bf16, avx512_bf16_operators}};
 
 Runtime runtime;
 
@@ -48,7 +52,7 @@ void passl_xcit_start(void* parallel, void* thread) {
   std::memcpy(&runtime.thread, &thread, sizeof thread);
 }
 
-// The instruction set `wanted`, or the best one where that is empty; null if the processor has it not.
+// The instruction set `wanted`, or the best one for float32 where that is empty; null if the processor has it not.
 const Set* passl_xcit_find_set(const char* wanted) {
   __builtin_cpu_init();
   for (const Set& set : kSets)

@@ -23,31 +23,54 @@ int padded(int columns) {
   return panels_of<Isa>(columns) * panel_columns<Isa>;
 }
 
-// Rows of a matrix that is multiplied: element (i, k) is at data[i * row + k * depth].
+// Units that hold `elements`.
+template <class Isa>
+int units(int elements) {
+  return (elements + Isa::per_unit - 1) / Isa::per_unit;
+}
+
+// Rows of a matrix that is multiplied: unit (i, k) is at data[i * row + k * depth].
 struct Rows {
   const float* data;
   long row;
   long depth;
 };
 
-// Panels of a packed matrix, each [depth, panel_columns].
+// Rows of `stride` elements, one after the other.
+template <class Isa>
+Rows rows_of(const typename Isa::Element* data, long stride) {
+  return {reinterpret_cast<const float*>(data), stride / Isa::per_unit, 1};
+}
+
+// Panels of a packed matrix, each [units of depth, panel_columns].
 template <class Isa>
 struct Panels {
+  using Vector = typename Isa::Vector;
+
   float* data;
-  int depth;
+  int depth;  // in elements
   int columns;
 
   int count() const { return panels_of<Isa>(columns); }
-  float* panel(int index) const { return data + static_cast<long>(index) * depth * panel_columns<Isa>; }
-  static size_t size(int depth, int columns) { return static_cast<size_t>(depth) * padded<Isa>(columns); }
+  // Panel `index`, from row `k` on.
+  float* panel(int index, int k = 0) const {
+    return data + (static_cast<long>(index) * units<Isa>(depth) + k / Isa::per_unit) * panel_columns<Isa>;
+  }
+  static size_t size(int depth, int columns) { return static_cast<size_t>(units<Isa>(depth)) * padded<Isa>(columns); }
 
   // Packs panel `index` of `from`, row-major with rows of `stride` floats.
   void pack(int index, const float* from, long stride) const {
     const int first = index * panel_columns<Isa>;
-    float* to = panel(index);
-    for (int k = 0; k < depth; ++k, from += stride, to += panel_columns<Isa>)
+    for (int k = 0; k < depth; ++k, from += stride)
       for (int j = 0; j < panel_columns<Isa>; j += Isa::lanes)
-        Isa::store(to + j, Isa::load(from + first + j, columns - first - j));
+        put(index, k, j, Isa::load(from + first + j, columns - first - j));
+  }
+
+  // Sets row k of panel `index`, columns j to j + lanes - 1. The rows of a unit are set in their order.
+  void put(int index, int k, int j, Vector x) const {
+    float* to = panel(index, k) + j;
+    if constexpr (Isa::per_unit == 2) x = k % 2 ? Isa::with_upper(Isa::load(to), x) : Isa::pair(x, Isa::fill(0));
+    Isa::store(to, x);
   }
 };
 
@@ -56,7 +79,8 @@ struct Tile {
   alignas(64) float sums[Isa::tile_rows][panel_columns<Isa>];
 };
 
-// sums[i][j] (+)= the sum over k < depth of a(i, k) * b[k * b_depth + j], for `Count` rows i and a panel's columns j.
+// sums[i][j] (+)= the sum over k < depth, in units, of a(i, k) b[k * b_depth + j], for `Count` rows i and a panel's
+// columns j.
 template <class Isa, int Count>
 __attribute__((noinline)) void sum_tile(int depth, Rows a, const float* b, long b_depth, bool add, Tile<Isa>& tile) {
   using Vector = typename Isa::Vector;
@@ -77,8 +101,8 @@ __attribute__((noinline)) void sum_tile(int depth, Rows a, const float* b, long 
 #pragma GCC unroll 12
     for (int i = 0; i < Count; ++i) {
       const Vector a_i = Isa::fill(*reinterpret_cast<const float*>(at[i / 3] + (i % 3) * row));
-      left[i] = Isa::fma(a_i, b_left, left[i]);
-      right[i] = Isa::fma(a_i, b_right, right[i]);
+      left[i] = Isa::dot(a_i, b_left, left[i]);
+      right[i] = Isa::dot(a_i, b_right, right[i]);
     }
 #pragma GCC unroll 4
     for (int i = 0; i < (Count + 2) / 3; ++i) at[i] += step;
@@ -118,8 +142,8 @@ void multiply_panel(int rows, int depth, Rows a, const float* b, long b_depth, i
 template <class Isa, class Use>
 void multiply(int rows, Rows a, const Panels<Isa>& b, const Use& use) {
   for (int panel = 0; panel < b.count(); ++panel)
-    multiply_panel<Isa>(rows, b.depth, a, b.panel(panel), panel_columns<Isa>, panel * panel_columns<Isa>, b.columns,
-                        use);
+    multiply_panel<Isa>(rows, units<Isa>(b.depth), a, b.panel(panel), panel_columns<Isa>, panel * panel_columns<Isa>,
+                        b.columns, use);
 }
 
 }  // namespace passl_xcit

@@ -63,5 +63,6 @@ struct Operators {
 
 Operators avx2_operators();
 Operators avx512_operators();
+Operators avx512_bf16_operators();
 
 }  // namespace passl_xcit

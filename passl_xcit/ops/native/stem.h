@@ -19,6 +19,7 @@ constexpr int kPatchFloats = 128 * 1024;  // room for their patches, about
 template <class Isa>
 struct StemForward {
   using Vector = typename Isa::Vector;
+  using Element = typename Isa::Element;
   static constexpr int lanes = Isa::lanes;
   static constexpr int wide = panel_columns<Isa>;
 
@@ -31,8 +32,8 @@ struct StemForward {
     long image;
     float* y;                                    // the image's tokens
     int lo[kMaxStages + 1], hi[kMaxStages + 1];  // of the input of each stage, and of the last output
-    float* grids[kMaxStages];                    // the input of each stage
-    float* patches;
+    Element* grids[kMaxStages];                  // the input of each stage
+    Element* patches;
   };
 
   explicit StemForward(const Stem& stem)
@@ -69,6 +70,8 @@ struct StemForward {
  private:
   int width_of(int stage) const { return op.width >> stage; }
   long line_of(int stage) const { return (width_of(stage) + 1) * op.widths[stage]; }
+  // Elements of a patch, in whole units.
+  long length_of(int stage) const { return units<Isa>(weights[stage].depth) * Isa::per_unit; }
   // Patches [pixels, 9 * in] that are multiplied at a time.
   int patches_of(int stage) const {
     const int most = kPixels / Isa::tile_rows, tiles = kPatchFloats / weights[stage].depth / Isa::tile_rows;
@@ -80,26 +83,28 @@ struct StemForward {
     size_t patches = 0;
     for (int stage = stages - 1; stage >= 0; --stage) {
       most = 2 * most + 1;
-      band.grids[stage] = workspace.floats(most * line_of(stage));
-      const size_t size = static_cast<size_t>(patches_of(stage)) * weights[stage].depth;
+      band.grids[stage] = reinterpret_cast<Element*>(workspace.floats(most * line_of(stage)));
+      const size_t size = static_cast<size_t>(patches_of(stage)) * length_of(stage);
       patches = size > patches ? size : patches;
     }
-    band.patches = workspace.floats(patches);
+    band.patches = reinterpret_cast<Element*>(workspace.floats(patches));
   }
 
   void pack(int stage, int panel) const {
-    const int in = op.widths[stage], out = op.widths[stage + 1];
-    float* to = weights[stage].panel(panel);
-    for (int j = 0; j < wide; ++j) {
-      const int c = panel * wide + j;
-      const bool there = c < out;
-      const float scale = there ? op.bn_weight[stage][c] / __builtin_sqrtf(op.bn_variance[stage][c] + 1e-5f) : 0;
-      shifts[stage][c] = there ? op.bn_bias[stage][c] - op.bn_mean[stage][c] * scale : 0;
-      const float* from = op.weights[stage] + static_cast<long>(c) * in * 9;
-      for (int tap = 0; tap < 9; ++tap)
-        for (int i = 0; i < in; ++i)
-          to[(static_cast<long>(tap) * in + i) * wide + j] = there ? from[i * 9 + tap] * scale : 0;
+    const int in = op.widths[stage], first = panel * wide;
+    const int count = op.widths[stage + 1] - first < wide ? op.widths[stage + 1] - first : wide;
+    float scales[wide], row[wide] = {};
+    for (int j = 0; j < count; ++j) {
+      const int c = first + j;
+      scales[j] = op.bn_weight[stage][c] / __builtin_sqrtf(op.bn_variance[stage][c] + 1e-5f);
+      shifts[stage][c] = op.bn_bias[stage][c] - op.bn_mean[stage][c] * scales[j];
     }
+    for (int tap = 0; tap < 9; ++tap)
+      for (int i = 0; i < in; ++i) {
+        for (int j = 0; j < count; ++j)
+          row[j] = op.weights[stage][(static_cast<long>(first + j) * in + i) * 9 + tap] * scales[j];
+        for (int j = 0; j < wide; j += lanes) weights[stage].put(panel, tap * in + i, j, Isa::load(row + j));
+      }
   }
 
   // The rows of each map that the rows of tokens from `first` on need. Row -1 is the zeros above the image.
@@ -116,8 +121,8 @@ struct StemForward {
   void clear_edges(int stage, const Band& band) const {
     const long line = line_of(stage);
     for (int row = 0; row < band.hi[stage] - band.lo[stage]; ++row)
-      __builtin_memset(band.grids[stage] + row * line, 0, op.widths[stage] * sizeof(float));
-    if (band.lo[stage] < 0) __builtin_memset(band.grids[stage], 0, line * sizeof(float));
+      __builtin_memset(band.grids[stage] + row * line, 0, op.widths[stage] * sizeof(Element));
+    if (band.lo[stage] < 0) __builtin_memset(band.grids[stage], 0, line * sizeof(Element));
   }
 
   void read_images(const Band& band) const {
@@ -126,43 +131,56 @@ struct StemForward {
     for (int row = band.lo[0] < 0 ? 0 : band.lo[0]; row < band.hi[0]; ++row)
       for (long c = 0; c < in; ++c) {
         const float* from = op.images + ((band.image * in + c) * op.height + row) * op.width;
-        float* to = band.grids[0] + (row - band.lo[0]) * line_of(0) + in + c;
-        for (long column = 0; column < op.width; ++column) to[column * in] = from[column];
+        Element* to = band.grids[0] + (row - band.lo[0]) * line_of(0) + in + c;
+        for (long column = 0; column < op.width; column += lanes) {
+          Element elements[lanes];
+          Isa::store(elements, Isa::load(from + column, op.width - column));
+          for (long i = 0; i < lanes && column + i < op.width; ++i) to[(column + i) * in] = elements[i];
+        }
       }
   }
 
   void convolve(int stage, const Band& band) const {
-    const bool last = stage == stages - 1;
     const int lo = band.lo[stage + 1] < 0 ? 0 : band.lo[stage + 1];
-    const int width = width_of(stage + 1), out = op.widths[stage + 1], depth = weights[stage].depth;
-    const int pixels = (band.hi[stage + 1] - lo) * width, chunk = patches_of(stage);
-    if (!last) clear_edges(stage + 1, band);
+    const int width = width_of(stage + 1), pixels = (band.hi[stage + 1] - lo) * width, chunk = patches_of(stage);
+    const long out = op.widths[stage + 1], length = length_of(stage);
+    if (stage < stages - 1) clear_edges(stage + 1, band);
+    long row = lo, column = 0;
     for (int first = 0; first < pixels; first += chunk) {
       const int count = pixels - first < chunk ? pixels - first : chunk;
-      float* to[kPixels];
+      long places[kPixels];  // of the outputs, in the grid or among the image's tokens
       for (int i = 0; i < count; ++i) {
-        const int row = lo + (first + i) / width, column = (first + i) % width;
-        gather(stage, band, row, column, band.patches + static_cast<long>(i) * depth);
-        to[i] = last ? band.y + (row * width + column) * out
-                     : band.grids[stage + 1] + (row - band.lo[stage + 1]) * line_of(stage + 1) + (column + 1) * out;
+        gather(stage, band, row, column, band.patches + i * length);
+        places[i] = stage == stages - 1 ? (row * width + column) * out
+                                        : (row - band.lo[stage + 1]) * line_of(stage + 1) + (column + 1) * out;
+        if (++column == width) column = 0, ++row;
       }
-      multiply<Isa>(count, {band.patches, depth, 1}, weights[stage], [&](int i, int j, Vector value) {
-        value = value + Isa::load(shifts[stage] + j);
-        if (last) value = value + Isa::load(op.positions + (to[i] - band.y) + j, out - j);
-        else value = gelu<Isa>(value);
-        Isa::store(to[i] + j, value, out - j);
+      multiply<Isa>(count, rows_of<Isa>(band.patches, length), weights[stage], [&](int i, int j, Vector value) {
+        finish(stage, band, places[i] + j, out - j, value + Isa::load(shifts[stage] + j));
       });
     }
   }
 
-  // The nine pixels below an output pixel, one after the other. Copies may run over the end: the next one covers that.
-  void gather(int stage, const Band& band, int row, int column, float* to) const {
+  void finish(int stage, const Band& band, long place, int count, Vector value) const {
+    if (stage < stages - 1) return Isa::store(band.grids[stage + 1] + place, gelu<Isa>(value), count);
+    Isa::store(band.y + place, value + Isa::load(op.positions + place, count), count);
+  }
+
+  // The nine pixels below an output pixel, one after the other. Copies run over the end: the next one covers that.
+  void gather(int stage, const Band& band, long row, long column, Element* to) const {
+    constexpr int step = lanes * Isa::per_unit;
     const int three = 3 * op.widths[stage];
+    Element* const end = to + 3 * three;
     for (int y = 0; y < 3; ++y, to += three) {
       const long line = 2 * row - 1 + y - band.lo[stage];
-      const float* from = band.grids[stage] + line * line_of(stage) + 2 * column * op.widths[stage];
-      for (int c = 0; c < three; c += lanes) Isa::store(to + c, Isa::load(from + c));
+      const Element* from = band.grids[stage] + line * line_of(stage) + 2 * column * op.widths[stage];
+      for (int c = 0; c < three; c += step) copy(from + c, to + c);
     }
+    if (three % Isa::per_unit) *end = 0;
+  }
+
+  static void copy(const Element* from, Element* to) {
+    Isa::store(reinterpret_cast<float*>(to), Isa::load(reinterpret_cast<const float*>(from)));
   }
 };
 

@@ -19,6 +19,8 @@ constexpr float kNormFloor = 1e-24f;  // the reference divides by max(norm, 1e-1
 template <class Isa>
 struct XcaBlockForward {
   using Vector = typename Isa::Vector;
+  using Element = typename Isa::Element;
+  using Float = typename Isa::Float;
   static constexpr int lanes = Isa::lanes;
   static constexpr int wide = panel_columns<Isa>;
 
@@ -26,12 +28,13 @@ struct XcaBlockForward {
   const int tokens, channels, heads, d, hidden, P;
   const int block_tokens, blocks;  // tokens of a block, fewer in the last one; blocks of an image
 
-  Panels<Isa> q, k, v, proj, fc1, fc2;
+  Panels<Isa> q, k, v, fc1, fc2;
+  Panels<Float> proj;
   float *conv1, *conv2, *bn_scale, *bn_shift;  // [9, P], [9, P], [P], [P]
 
   // What the phases of some images hand on.
   struct Images {
-    float* v;        // [images, N, P]
+    Element* v;      // [images, N, P]
     float* gram;     // [images, blocks, h, d, d]
     float* norms;    // [images, blocks, 2, P]
     float* mixed;    // panels of A^T Wp for each image
@@ -80,7 +83,8 @@ struct XcaBlockForward {
       return Panels<Isa>{workspace.floats(Panels<Isa>::size(depth, columns)), depth, columns};
     };
     q = take(channels, channels), k = take(channels, channels), v = take(channels, channels);
-    proj = take(channels, channels), fc1 = take(channels, hidden), fc2 = take(hidden, channels);
+    fc1 = take(channels, hidden), fc2 = take(hidden, channels);
+    proj = {workspace.floats(Panels<Float>::size(channels, channels)), channels, channels};
     conv1 = workspace.floats(9 * P), conv2 = workspace.floats(9 * P);
     bn_scale = workspace.floats(P), bn_shift = workspace.floats(P);
   }
@@ -88,7 +92,7 @@ struct XcaBlockForward {
   Images take_images(Workspace& workspace, int images, int threads) const {
     const size_t rows = static_cast<size_t>(images) * tokens;
     Images to;
-    to.v = workspace.floats(rows * P);
+    to.v = reinterpret_cast<Element*>(workspace.floats(rows * P));
     to.gram = workspace.floats(static_cast<size_t>(images) * blocks * channels * d);
     to.norms = workspace.floats(static_cast<size_t>(images) * blocks * 2 * P);
     to.mixed = workspace.floats(images * Panels<Isa>::size(channels, channels));
@@ -118,7 +122,6 @@ struct XcaBlockForward {
     } jobs[] = {{q, op.qkv_weight, 3 * channels},
                 {k, op.qkv_weight + channels, 3 * channels},
                 {v, op.qkv_weight + 2 * channels, 3 * channels},
-                {proj, op.proj_weight, channels},
                 {fc1, op.fc1_weight, hidden},
                 {fc2, op.fc2_weight, channels}};
     int panels = 0;
@@ -128,6 +131,7 @@ struct XcaBlockForward {
       for (; panel >= job->to.count(); ++job) panel -= job->to.count();
       job->to.pack(panel, job->from, job->stride);
     });
+    team.each(proj.count(), [&](int panel, int) { proj.pack(panel, op.proj_weight, channels); });
     for (int c = 0; c < P; ++c) {
       const bool there = c < channels;
       for (int tap = 0; tap < 9; ++tap) {
@@ -166,13 +170,13 @@ struct XcaBlockForward {
   // A block's q, k and v; its part of the Gram matrices and of the norms.
   void project_in(const float* x, int item, const Images& to, float* scratch) const {
     const Block block = block_of(item);
-    float* normed = scratch;                                    // [block_tokens, P]
+    Element* normed = reinterpret_cast<Element*>(scratch);      // [block_tokens, P]
     float* qk = scratch + static_cast<long>(block_tokens) * P;  // [block_tokens, 2P]
     for (int i = 0; i < block.count; ++i)
       layer_norm<Isa>(x + (block.row + i) * channels, op.norm1_weight, op.norm1_bias, channels, P,
                       normed + static_cast<long>(i) * P);
-    const Rows rows{normed, P, 1};
-    const auto into = [&](const Panels<Isa>& weight, const float* bias, float* to, long stride) {
+    const Rows rows = rows_of<Isa>(normed, P);
+    const auto into = [&](const Panels<Isa>& weight, const float* bias, auto* to, long stride) {
       multiply<Isa>(block.count, rows, weight, [&](int i, int j, Vector value) {
         Isa::store(to + i * stride + j, value + optional<Isa>(bias, j, channels));
       });
@@ -200,8 +204,8 @@ struct XcaBlockForward {
 
   void gram_of_head(const float* qk, int count, float* gram) const {
     for (int column = 0; column < d; column += wide)
-      multiply_panel<Isa>(d, count, {qk, 1, 2 * P}, qk + P + column, 2 * P, column, d,
-                          [&](int i, int j, Vector value) { Isa::store(gram + i * d + j, value, d - j); });
+      multiply_panel<Float>(d, count, {qk, 1, 2 * P}, qk + P + column, 2 * P, column, d,
+                            [&](int i, int j, Vector value) { Isa::store(gram + i * d + j, value, d - j); });
   }
 
   // A head's attention A of an image, and its rows of A^T Wp.
@@ -209,12 +213,9 @@ struct XcaBlockForward {
     const int image = item / heads, head = item % heads;
     add_gram(image, head, to, attention);
     Panels<Isa> mixed{to.mixed + image * Panels<Isa>::size(channels, channels), channels, channels};
-    for (int panel = 0; panel < proj.count(); ++panel) {
-      float* rows = mixed.panel(panel) + static_cast<long>(head) * d * wide;
-      const float* weight = proj.panel(panel) + static_cast<long>(head) * d * wide;
-      multiply_panel<Isa>(d, d, {attention, 1, d}, weight, wide, 0, wide,
-                          [&](int i, int j, Vector value) { Isa::store(rows + i * wide + j, value); });
-    }
+    for (int panel = 0; panel < proj.count(); ++panel)
+      multiply_panel<Float>(d, d, {attention, 1, d}, proj.panel(panel, head * d), wide, 0, wide,
+                            [&](int i, int j, Vector value) { mixed.put(panel, head * d + i, j, value); });
   }
 
   void add_gram(int image, int head, const Images& to, float* attention) const {
@@ -231,7 +232,7 @@ struct XcaBlockForward {
         }
         Isa::store(row + j, sum * Isa::fill(scale) * Isa::load(k_scale + j, d - j), d - j);
       }
-      softmax<Isa>(row, d);
+      softmax<Float>(row, d);
     }
   }
 
@@ -248,7 +249,7 @@ struct XcaBlockForward {
     const Block block = block_of(item);
     Panels<Isa> mixed{to.mixed + block.image * Panels<Isa>::size(channels, channels), channels, channels};
     float* x1 = to.x1 + block.row * P;
-    multiply<Isa>(block.count, {to.v + block.row * P, P, 1}, mixed, [&](int i, int j, Vector value) {
+    multiply<Isa>(block.count, rows_of<Isa>(to.v + block.row * P, P), mixed, [&](int i, int j, Vector value) {
       const Vector before = Isa::load(x + (block.row + i) * channels + j, channels - j);
       const Vector update = value + optional<Isa>(op.proj_bias, j, channels);
       Isa::store(x1 + static_cast<long>(i) * P + j, Isa::fma(optional<Isa>(op.gamma1, j, channels), update, before));
@@ -332,9 +333,10 @@ struct XcaBlockForward {
   // y += g2 MLP(LN2 y), for a block of tokens.
   void mlp(int item, float* y, float* scratch) const {
     const Block block = block_of(item);
-    float* normed = scratch;                                     // [block_tokens, P]
-    float* sums = normed + static_cast<long>(block_tokens) * P;  // [block_tokens, P]
-    float* active = sums + static_cast<long>(block_tokens) * P;  // [block_tokens, kHidden]
+    Element* normed = reinterpret_cast<Element*>(scratch);        // [block_tokens, P]
+    float* sums = scratch + static_cast<long>(block_tokens) * P;  // [block_tokens, P]
+    Element* active =
+        reinterpret_cast<Element*>(sums + static_cast<long>(block_tokens) * P);  // [block_tokens, kHidden]
     float* rows = y + block.row * channels;
     for (int i = 0; i < block.count; ++i)
       layer_norm<Isa>(rows + static_cast<long>(i) * channels, op.norm2_weight, op.norm2_bias, channels, P,

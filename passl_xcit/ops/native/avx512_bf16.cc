@@ -1,0 +1,7 @@
+#include "implement.h"
+
+namespace passl_xcit {
+
+Operators avx512_bf16_operators() { return implemented<Avx512Bf16>(); }
+
+}  // namespace passl_xcit
