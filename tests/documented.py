@@ -1,4 +1,4 @@
-"""The commands that the project's pages and notebooks show."""
+"""The commands that the project's pages, notebooks and configs show."""
 
 import re
 import shlex
@@ -10,7 +10,10 @@ import nbformat
 ROOT = Path(__file__).resolve().parents[1]
 MARKDOWN = [path for pattern in ("*.md", "docs/*.md", "weights/*.md") for path in sorted(ROOT.glob(pattern))]
 MARKDOWN.remove(ROOT / "CHANGELOG.md")  # of what was, not of what is
-PAGES = [*MARKDOWN, *sorted(ROOT.glob("notebooks/*.ipynb"))]
+CONFIGS = [
+    path for path in sorted(ROOT.glob("configs/*/*.yaml")) if "python tools/" in path.read_text(encoding="utf-8")
+]
+PAGES = [*MARKDOWN, *sorted(ROOT.glob("notebooks/*.ipynb")), *CONFIGS]
 LAUNCH = r"python -m paddle\.distributed\.launch (?:\S+ )*?"
 TOOL = re.compile(rf"(?:\S+ .* \| )?(?:(?:\S*/)?(?:{LAUNCH}|python ))?tools/(\w+)\.py(?: (.*))?$")
 INSTALLED = re.compile(r"passl-xcit-([\w-]+)(?: (.*))?$")
@@ -26,7 +29,9 @@ class Command(NamedTuple):
 
 
 def text_of(page):
-    """A page's text; of a notebook, that of its cells which are no code."""
+    """A page's text; of a notebook, that of its cells which are no code; of a config, its comments."""
+    if page.suffix == ".yaml":
+        return re.sub(r"^#|^[^#\n].*$", " ", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
     if page.suffix != ".ipynb":
         return page.read_text(encoding="utf-8")
     cells = nbformat.read(page, as_version=4).cells

@@ -25,7 +25,6 @@ EXPLAINED = {
     "pip install ./passl_xcit": "tests/test_installed.py, under another name",
     "pip install -e .": "what `make` does",
     "python -m passl_xcit.ops.build": "tests/ops",
-    "pip install --no-deps": "tests/test_installed.py",
     "pip install paddle": "Ascend's plugin, from an index of Paddle's",
     "docker run": "Paddle's image for Ascend",
     'python -c "import paddle': "Paddle's own, and for Ascend",
@@ -64,6 +63,11 @@ def test_the_tools_take_the_arguments_of_the_documented_commands(page):
 def test_a_command_is_one_of_ours_or_it_is_known_why_it_is_not_run(page):
     others = [line for line in shell_lines(text_of(page)) if command_of(line) is None]
     assert [line for line in others if not line.startswith(tuple(EXPLAINED))] == []
+
+
+def test_what_is_explained_stands_on_a_page():
+    lines = [line for page in PAGES for line in shell_lines(text_of(page))]
+    assert [beginning for beginning in EXPLAINED if not any(line.startswith(beginning) for line in lines)] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
