@@ -26,7 +26,7 @@ def run_notebook(path, folder):
     notebook = nbformat.read(path, as_version=4)
     for cell in code_cells(notebook):
         cell.outputs, cell.execution_count = [], None
-    options = {"timeout": 600, "kernel_name": "python3", "record_timing": False, "coalesce_streams": True}
+    options = {"timeout": 1200, "kernel_name": "python3", "record_timing": False, "coalesce_streams": True}
     client = NotebookClient(notebook, resources={"metadata": {"path": str(folder)}}, **options)
     client.execute(env={**os.environ, "PYTHONPATH": str(ROOT)})
     kernelspec = {"display_name": "Python 3", "language": "python", "name": "python3"}
