@@ -4,8 +4,9 @@ Before a batch of large images runs, two small images do, and are measured: one 
 and a tiny one for the time that no pixels take. From there time and memory grow with the pixels, as XCiT's and RegNet's
 do; CrossViT scales images to its own size, and stays as it is.
 
-Memory follows from the shapes that go through the layers: the largest layer's input, output and, of a convolution on a
-CPU, the matrix that its patches are copied to; with the images, and half as much again for what is freed late.
+Memory follows from the shapes that go through the layers, or through native operators: the largest one's input, output
+and, of a convolution on a CPU, the matrix that its patches are copied to; with the images, and half as much again for
+what is freed late.
 """
 
 import contextlib
@@ -18,6 +19,8 @@ import psutil
 from paddle import nn
 
 from passl_xcit.modeling.backbones.backbone import check_sides
+from passl_xcit.modeling.backbones.xcit import ClassAttentionBlock, ConvPatchEmbed, XCABlock
+from passl_xcit.ops.xcit import applies
 from passl_xcit.utils.device import peak_memory
 from passl_xcit.utils.errors import DeviceError
 from passl_xcit.utils.logger import TRAINER, get_logger
@@ -29,6 +32,7 @@ RUNS = 3
 ALLOWANCE = 1.5
 BYTES = 4  # of a float32
 GIB = 2**30
+NATIVE = (ConvPatchEmbed, XCABlock, ClassAttentionBlock)  # each of which a native operator may compute
 
 logger = get_logger(TRAINER)
 
@@ -47,7 +51,8 @@ class CostEstimate:
         sides = [max(1, side // SHRUNK // unit) * unit for side in (height, width)]
         self.pixels, self.layers = math.prod(sides), []
         with _layers_noted(model, self.layers):
-            self._seconds(model, sides, runs=1)  # the first run is slower, too
+            self._seconds(model, sides, runs=1)
+        self._seconds(model, [unit, unit], runs=1)  # the first run is slower
         self.of_tiny, self.of_measured = self._seconds(model, [unit, unit]), self._seconds(model, sides)
         self.tiny_pixels = unit * unit
 
@@ -83,13 +88,22 @@ def _layers_noted(model, found):
         copied = math.prod([*layer.weight.shape[1:], *output.shape[2:]]) if isinstance(layer, nn.Conv2D) else 0
         found.append((_size(inputs[0]) + _size(output), copied))
 
-    leaves = [layer for layer in model.sublayers() if not layer.sublayers()]
-    hooks = [layer.register_forward_post_hook(note) for layer in leaves]
+    hooks = [layer.register_forward_post_hook(note) for layer in _layers_with_tensors(model)]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@paddle.no_grad()
+def _layers_with_tensors(model):
+    """The layers whose inputs and outputs are whole tensors: without layers in them, or one native operator."""
+    example = paddle.zeros([1])
+    native = [layer for layer in model.sublayers() if isinstance(layer, NATIVE) and applies(layer, example)]
+    inside = {id(inner) for layer in native for inner in layer.sublayers()}
+    leaves = [layer for layer in model.sublayers() if not layer.sublayers() and id(layer) not in inside]
+    return native + leaves
 
 
 def _size(tensor):

@@ -17,6 +17,7 @@ from passl_xcit.engine import cost
 from passl_xcit.engine.cost import CostEstimate, CostWatch
 from passl_xcit.engine.look_inside import draw_pages
 from passl_xcit.modeling.factory import create_model
+from passl_xcit.ops.library import library
 from passl_xcit.utils.errors import DataError, DeviceError
 from passl_xcit.utils.logger import setup_logger
 
@@ -75,7 +76,11 @@ def free(monkeypatch):
         ("regnety_040", 768, 1),
     ],
 )
-def test_memory_is_estimated_within_a_factor_of_two(name, pixels, count):
+@pytest.mark.parametrize("native", ["off", "auto"])
+def test_memory_is_estimated_within_a_factor_of_two(native, name, pixels, count, monkeypatch):
+    if native == "auto" and not (name.startswith("xcit") and library()):
+        pytest.skip("no native operators: as without them")
+    monkeypatch.setenv("PASSL_XCIT_NATIVE", native)
     output, errors = start(name, pixels, count, before=[MEASURE]).communicate(timeout=300)
     found = json.loads(output or errors)
     assert 0.5 < found["measured"] / found["estimate"] < 2, found
