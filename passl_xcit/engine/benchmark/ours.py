@@ -4,6 +4,7 @@ Each function takes the task of `protocol.serve`, which holds a Case's values, t
 and "threads", and returns a step that gives an array: what the contenders of a case must agree on.
 """
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -15,6 +16,7 @@ from passl_xcit.engine.benchmark.cases import COPIED, MATRIX
 from passl_xcit.engine.mixed_precision import MixedPrecision, float32
 from passl_xcit.engine.runtimes import open_runtime
 from passl_xcit.modeling import factory
+from passl_xcit.ops.library import PRECISION, library, why
 from passl_xcit.utils.errors import ConfigError
 
 LEARNING_RATE = 1e-6  # so that many steps on one batch stay ordinary ones
@@ -56,7 +58,7 @@ def inference(task):
     if task["engine"] != "eager":
         return partial(open_runtime(task["export"], task["engine"], task["precision"], task["threads"]), images)
     if task["precision"] != "float32":
-        raise ConfigError("Paddle has no bfloat16 on a CPU")
+        _ask_for_native(task["precision"])
     model = _model(task)
     model.eval()
 
@@ -65,6 +67,14 @@ def inference(task):
         return model(paddle.to_tensor(images)).numpy()
 
     return step
+
+
+def _ask_for_native(precision):
+    """Paddle itself has no half precision on a CPU."""
+    os.environ[PRECISION] = precision
+    native = library()
+    if native is None or not native.bfloat16:
+        raise ConfigError(f"{precision} needs native operators, which are {why()}")
 
 
 def train(task):
