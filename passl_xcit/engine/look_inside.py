@@ -16,6 +16,7 @@ from passl_xcit.engine.cost import CostWatch
 from passl_xcit.engine.pictures import new_figure, save_figure
 from passl_xcit.modeling.attention import channel_maps, class_maps
 from passl_xcit.modeling.backbones.xcit import XCiT
+from passl_xcit.ops.library import portable
 from passl_xcit.utils.errors import ConfigError
 
 HEAT = "inferno"
@@ -88,7 +89,7 @@ def draw_class_attention(model, image, batch, output):
     the same. What the class token keeps for itself stands above each panel.
     """
     model.eval()
-    with CostWatch(model).watched(batch.shape):
+    with portable(), CostWatch(model).watched(batch.shape):  # as whatever is looked into computes
         maps = class_maps(model, batch)
     heads = maps[0].patches.shape[1]
     figure, axes = new_figure(len(maps), heads + 2, PANEL, PANEL * image.height / image.width + 0.45)
