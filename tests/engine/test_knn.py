@@ -17,6 +17,7 @@ from passl_xcit.engine.knn import NearestNeighbours, votes
 from passl_xcit.modeling.checkpoint_formats import read_file, write_file
 from passl_xcit.utils.errors import ConfigError, DataError, exit_with_one_line
 from passl_xcit.utils.logger import setup_logger
+from passl_xcit.utils.registry import MODELS
 from tools import validate
 
 VALIDATE = ROOT / "tools" / "validate.py"
@@ -197,6 +198,21 @@ def test_features_of_every_stage_become_one_vector_an_image(stage, tiny_model):
     whole = whole[0] if isinstance(whole, tuple) else whole
     places = tuple(range(2, whole.ndim)) if stage == "feature_map" else tuple(range(1, whole.ndim - 1))
     np.testing.assert_allclose(vectors.numpy(), whole.numpy().mean(axis=places), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("stage", ["pre_logits", "patch_tokens", "feature_map", "block_0"])
+def test_features_of_two_branches_stand_side_by_side(stage):
+    backbone = {"name": "CrossViT", "img_size": [24, 24], "patch_size": [4, 8], "embed_dim": [8, 16]}
+    head = {"name": "SwinTransformerClsHead", "in_channels": [8, 16], "num_classes": 3}
+    backbone.update(depth=[[1, 1]], num_heads=[2, 2])
+    model = MODELS.build({"name": "Classification", "backbone": backbone, "head": head}, "model")
+    model.eval()
+    images = paddle.randn([2, 3, 30, 20])
+    vectors = pooled_features(model, images, stage).numpy()
+    assert vectors.shape == (2, 24)
+    places = {2: (), 3: (1,), 4: (2, 3)}
+    for part, found in zip(model.extract_feat(images, stage), (vectors[:, :8], vectors[:, 8:])):
+        np.testing.assert_allclose(found, part.numpy().mean(axis=places[part.ndim]), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
