@@ -41,7 +41,7 @@ VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "passl_xcit/__init__.py").
 # Folders of a checkout that are installed, too; passl_xcit/utils/shipped.py finds them in either place.
 INTO_THE_PACKAGE = {"passl_xcit_tools": "tools", "passl_xcit.configs": "configs", "passl_xcit.weights": "weights"}
 
-NOTEBOOKS = ["nbclient>=0.8", "ipykernel>=6.20"]
+NOTEBOOKS = ["nbclient>=0.9", "ipykernel>=6.20"]
 
 setup(
     name="passl_xcit",
