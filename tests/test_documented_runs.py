@@ -6,6 +6,7 @@ looks at it all the same.
 """
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -31,33 +32,25 @@ INPUTS = (
     *("config", "config_file", "c", "schedule", "data", "data_dir", "log"),
     *("real_labels", "class_list"),
 )
-ELSEWHERE = (
-    "compare",
-    "runs",
-    "check",
-    "write",
-)  # compares devices, needs trainings, takes long, writes to the checkout
+ELSEWHERE = ("compare", "runs", "check", "write")  # two devices, trainings, minutes, a checkout to write to
+LARGE = 512  # pixels; above, an image takes a minute
 
 
 def inputs_of(args):
     """The files and folders that a command reads, as it names them."""
-    values = [getattr(args, name, None) for name in INPUTS]
-    return [
-        path for value in values if value for path in (value if isinstance(value, list) else [value]) if path != "-"
-    ]
+    values = [getattr(args, name, None) or [] for name in INPUTS]
+    paths = [path for value in values for path in (value if isinstance(value, list) else [value])]
+    return [path for path in paths if path != "-"]
 
 
 def can_be_run(command, args):
     """Whether all that the command needs is here, and it takes no longer than an evaluation of the demo model."""
-    if (
-        any(getattr(args, name, None) for name in ELSEWHERE)
-        or "--devices" in command.line
-        or "--nnodes" in command.line
-    ):
+    if any(getattr(args, name, None) for name in ELSEWHERE) or re.search("--devices|--nnodes", command.line):
         return False
     inputs = inputs_of(args)
     ours = [path for path in inputs if path.endswith(".yaml") and path not in STAGED]
-    if command.tool == "train" and not args.evaluate_only and ours:
+    trains = command.tool == "train" and not args.evaluate_only
+    if ours and (trains or getattr(args, "knn", False)) or (getattr(args, "size", None) or 0) > LARGE:
         return False
     if not all(path in STAGED or shipped(path, ROOT).exists() for path in inputs):
         return False
