@@ -3,6 +3,8 @@
 import statistics
 import time
 
+import paddle
+
 from passl_xcit.engine import builder
 from passl_xcit.utils.config import Override
 from passl_xcit.utils.seed import SAMPLE, generator
@@ -10,6 +12,7 @@ from passl_xcit.utils.seed import SAMPLE, generator
 PROFILED = 200  # images
 
 
+@paddle.no_grad()
 def measure_pipeline(cfg, workers, repeats, told=lambda text: None):
     """What the evaluation of a config spends before its model.
 
@@ -23,6 +26,8 @@ def measure_pipeline(cfg, workers, repeats, told=lambda text: None):
         A loader alone is read as fast as it can; an evaluation runs the model, and "waiting" is how long it waited for
         batches.
     """
+    builder.check_config(cfg, training=False)
+    cfg = builder.with_classes_of_data(cfg, "val")
     model = builder.build_model(cfg, training=False)
     model.eval()
     loaders = {count: _loader(cfg, model, count) for count in workers}
