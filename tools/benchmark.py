@@ -61,7 +61,7 @@ def parse_args(argv):
     parser.add_argument("--peer_python", type=not_empty, metavar="PYTHON", help="the Python that has timm and torch")
     parser.add_argument("--pipeline", type=not_empty, metavar="CONFIG", help="where an evaluation's time goes")
     parser.add_argument("--data_dir", type=not_empty, metavar="DIR", help="as in train.py, for --pipeline")
-    parser.add_argument("-o", "--override", action="append", default=[], metavar="KEY=VALUE", help="as in train.py, too")
+    parser.add_argument("-o", "--override", action="append", default=[], metavar="KEY=VALUE", help="as in train.py")
     parser.add_argument("--num_workers", type=counts, default=[0, 1, 2], help="for --pipeline (default 0,1,2)")
     parser.add_argument("--startup", action="store_true", help="how long commands take before they do anything")
     parser.add_argument("--repeats", type=number, default=7, help="turns of each (default 7)")
