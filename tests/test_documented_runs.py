@@ -33,7 +33,7 @@ INPUTS = (
     *("real_labels", "class_list"),
 )
 ELSEWHERE = ("compare", "runs", "check", "write")  # two devices, trainings, minutes, a checkout to write to
-LARGE = 512  # pixels; above, an image takes a minute
+LARGE = 256  # pixels; above, the demo model takes many seconds an image
 
 
 def inputs_of(args):
