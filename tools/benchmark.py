@@ -78,7 +78,7 @@ def main(argv=None):
     if args.write_page and (measures or args.output):
         raise ConfigError("--write_page measures nothing: give it alone")
     if not args.write_page and Path(args.output or "").suffix != ".json":
-        raise ConfigError(f"--output {args.output}: expected a name that ends in .json")
+        raise ConfigError(f"--output {args.output or 'is missing'}: expected a name that ends in .json")
     if not (measures or args.write_page):
         raise ConfigError("give what to measure: --models, --pipeline or --startup; see --help")
     prepare_paddle()

@@ -33,11 +33,12 @@ def main(argv=None):
     if args.short_side is not None and args.short_side < 1:
         raise ConfigError(f"--short_side {args.short_side}: expected a number of pixels above 0")
     prepare_paddle()
-    from passl_xcit.engine.look_inside import draw_pages
+    from passl_xcit.engine.look_inside import check_stems, draw_pages
     from passl_xcit.engine.predictor import Predictor
     from passl_xcit.utils.logger import setup_logger
 
     setup_logger(stream=sys.stderr)
+    check_stems(args.images)
     predictor = Predictor(args.weights, args.config, engine="paddle")
     for image in args.images:
         for page in draw_pages(predictor.model, predictor.preprocess, image, args.output_dir, args.short_side):

@@ -210,7 +210,8 @@ def open_image(path):
 
     As in torchvision's and timm's ImageNet evaluations, which published accuracies come from, this is Pillow's
     `convert("RGB")` and nothing else: EXIF orientation is not applied, transparency is dropped, and of several
-    frames the first counts. The exception is 16-bit grey, which is scaled where Pillow would clip it.
+    frames the first counts. The exceptions: 16-bit grey is scaled where Pillow would clip it, and pixels of 32 bits,
+    whose range nobody tells, are refused.
 
     Raises:
         BadImage: with path and reason: missing, empty, no file, damaged, of another format, or too large.
@@ -285,6 +286,8 @@ def _check_pixels(image):
 
 def _to_rgb(image):
     _check_pixels(image)
+    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):  # Pillow before 11.3 has 16-bit PNG as "I"
+        raise BadImage("pixels of 32 bits, whose range nobody tells: save it with 8 or 16 bits")
     if image.mode.startswith("I;16") or image.mode == "I":  # Pillow would clip 16-bit grey at 255
         image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype("uint8"))
     return image.convert("RGB")

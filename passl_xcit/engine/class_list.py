@@ -12,7 +12,10 @@ import paddle
 from paddle import nn
 
 from passl_xcit.utils.errors import ConfigError, DataError
+from passl_xcit.utils.logger import get_logger
 from passl_xcit.utils.refusals import short
+
+logger = get_logger(__name__)
 
 OPTION = "--class_list"
 WNIDS = Path(__file__).parent / "imagenet_wnids.txt"  # ILSVRC2012's WordNet numbers, in the order of the classes
@@ -34,7 +37,10 @@ class ClassList(NamedTuple):
     lines: Tuple[int, ...]
 
     def check_data(self, dataset):
-        """Raise DataError unless `dataset` has exactly these classes, in this order as far as names tell."""
+        """Raise DataError unless `dataset` has exactly these classes, in this order as far as names tell.
+
+        Where no name is in both, the two may only speak of the same classes in other words, which a line says.
+        """
         count, names = len(self.indices), dataset.class_names
         found = len(names) if names is not None else int(dataset.labels.max()) + 1
         if found > count or (names is not None and found != count):
@@ -42,13 +48,19 @@ class ClassList(NamedTuple):
                 f"{dataset.where}: {found} classes, but {OPTION} {self.path} lists {count}: expected a folder for each "
                 "listed class, and none else"
             )
-        if names is None or self.names is None or sorted(names) != sorted(self.names):
+        if names is None or self.names is None:
+            return
+        if not set(names) & set(self.names):
+            logger.warning(
+                f"{dataset.where}: none of its classes is called as {OPTION} {self.path} has it: the folder "
+                f"'{names[0]}' is taken to be '{self.names[0]}', and so on in this order"
+            )
             return
         for line, given, listed in zip(self.lines, names, self.names):
             if given != listed:
                 raise DataError(
                     f"{OPTION} {self.path}, line {line}: lists '{listed}' where {dataset.where} has '{given}': "
-                    "expected the order of the folders, which is that of their names"
+                    "expected the classes of the folders, in their order, which is that of their names"
                 )
 
 

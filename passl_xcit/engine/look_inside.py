@@ -82,6 +82,18 @@ def draw_pages(model, preprocess, path, folder, short_side=None):
     return pages
 
 
+def check_stems(paths):
+    """Raise ConfigError if two images would have pages of the same names."""
+    taken = {}
+    for path in paths:
+        other = taken.setdefault(Path(path).stem, path)
+        if other != path:
+            raise ConfigError(
+                f"{other} and {path}: their pages would have the same names, {Path(path).stem}_*.png; draw them into two "
+                "folders"
+            )
+
+
 def draw_class_attention(model, image, batch, output):
     """Where the class token looks: a row for each layer, its heads over the image, and their mean.
 

@@ -137,16 +137,16 @@ class _Counted:
             if prediction.error:
                 self.bad.append(f"{shown(prediction.image)}: {prediction.error}")
             yield prediction
+        if not self.count:  # here, so that no file is written
+            raise DataError("standard input names no image")
 
     def tell(self):
-        """Say on stderr how it went, and return the exit code; DataError where there was nothing."""
+        """Say on stderr how it went, and return the exit code."""
         seconds = time.perf_counter() - self.begun
         images = f"{self.count:,} {'image' if self.count == 1 else 'images'}"
         print(f"{images} in {seconds:.2f} s, {self.count / seconds:.1f} images/s", file=sys.stderr)
         if self.bad:
             print(f"{len(self.bad):,} of {images} could not be used: {first_of(self.bad)}", file=sys.stderr)
-        if not self.count:
-            raise DataError("standard input names no image")
         return 1 if self.bad else 0
 
 

@@ -140,6 +140,8 @@ class Predictor:
         return topk
 
     def _checked_names(self, names):
+        if isinstance(names, str) or not (hasattr(names, "__len__") and all(isinstance(name, str) for name in names)):
+            raise ConfigError(f"class_names must be a list of texts, not {names!r}"[:200])
         if len(names) != self.model.num_classes:
             raise ConfigError(f"{len(names)} class names, but the model has {self.model.num_classes} classes")
         return list(names)
@@ -281,6 +283,8 @@ def _check_eager(weights, engine, precision):
 def _eager(weights, config, device):
     """(model in evaluation mode, Preprocess)"""
     cfg = None
+    if config is not None and not isinstance(config, (str, os.PathLike)):
+        raise ConfigError(f"config must be a path, not {config!r}"[:200])
     if config is not None:
         cfg = load_config(config)
         builder.check_config(cfg, training=False)
@@ -328,7 +332,11 @@ def _classes_of(arrays):
 
 
 def _flat(images):
-    """Yield the images of `images`, one of them or an iterable, with those of folders."""
+    """Yield the images of `images`, one of them or an iterable, with those of folders.
+
+    A folder without images ends nothing where it is one of many: it is yielded itself, and cannot be used as an image.
+    """
+    alone = isinstance(images, (str, os.PathLike))
     if isinstance(images, (str, os.PathLike, Image.Image)) or (isinstance(images, np.ndarray) and images.ndim < 4):
         images = [images]
     try:
@@ -337,7 +345,13 @@ def _flat(images):
         raise _no_image(images) from None
     for image in images:
         if isinstance(image, (str, os.PathLike)) and os.path.isdir(image):
-            yield from images_in(image)
+            try:
+                found = images_in(image)
+            except DataError:
+                if alone:
+                    raise
+                found = [image]
+            yield from found
         else:
             yield image
 

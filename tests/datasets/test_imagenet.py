@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from passl_xcit.datasets import imagenet
-from passl_xcit.datasets.dataset import check_labels
+from passl_xcit.datasets.dataset import BadImage, check_labels
 from passl_xcit.datasets.imagenet import EXTENSIONS, ImageNet, open_image, scan_folders
 from passl_xcit.utils.errors import DataError
 
@@ -263,6 +263,13 @@ def test_sixteen_bits_of_grey_are_scaled_and_not_clipped(tmp_path):
     Image.fromarray(values).save(tmp_path / "deep.png")
     pixels = np.asarray(open_image(tmp_path / "deep.png"))
     np.testing.assert_array_equal(pixels[0, :, 0], [0, 0, 1, 127, 254, 255])
+
+
+@pytest.mark.parametrize("dtype", ["int32", "float32"])
+def test_pixels_of_32_bits_are_refused(tmp_path, dtype):
+    Image.fromarray(np.full([4, 4], 200, dtype)).save(tmp_path / "wide.tiff")
+    with pytest.raises(BadImage, match="wide.tiff: pixels of 32 bits, whose range nobody tells: save it with 8 or 16"):
+        open_image(tmp_path / "wide.tiff")
 
 
 def test_an_orientation_that_the_camera_noted_is_left_alone(tmp_path):

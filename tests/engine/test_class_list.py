@@ -142,9 +142,24 @@ def test_the_same_classes_in_another_order_are_refused(seven, tmp_path):
     cfg, model = seven
     model.class_names = [f"class{label}" for label in range(7)]
     with pytest.raises(
-        DataError, match="list.txt, line 3: lists 'class6' where .*/val has 'class4': expected the order"
+        DataError, match="list.txt, line 3: lists 'class6' where .*/val has 'class4': expected the classes"
     ):
         builder.build_evaluator(cfg, restricted(model, tmp_path, "class1\n\nclass6\nclass4\n"))
+
+
+def test_as_many_other_classes_are_refused(seven, tmp_path):
+    cfg, model = seven
+    model.class_names = [f"class{label}" for label in range(7)]
+    with pytest.raises(DataError, match="list.txt, line 2: lists 'class5' where .*/val has 'class4': expected the cl"):
+        builder.build_evaluator(cfg, restricted(model, tmp_path, "class1\nclass5\nclass6\n"))
+
+
+def test_classes_in_other_words_are_taken_in_the_lists_order_which_a_line_says(seven, tmp_path, capsys):
+    cfg, model = seven
+    model.class_names = list("abcdefg")
+    setup_logger()
+    builder.build_evaluator(cfg, restricted(model, tmp_path, "b\ne\ng\n"))
+    assert "the folder 'class1' is taken to be 'b', and so on in this order" in capsys.readouterr().out
 
 
 def test_labels_of_a_list_file_must_be_numbers_of_listed_classes(seven, tmp_path):

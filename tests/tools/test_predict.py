@@ -111,7 +111,25 @@ def test_paths_come_from_standard_input(run, trained, expected):
     assert found == [as_json(prediction) for prediction in expected.values()]
     assert last == {"image": "\udcff.png", "error": "the image cannot be read: No such file or directory"}
     code, output, errors = run("-", "--weights", trained[0], "--format", "json")
-    assert code == 1 and json.loads(output) == [] and errors.endswith("error: standard input names no image\n")
+    assert code == 1 and errors.endswith("error: standard input names no image\n")
+
+
+def test_a_folder_without_images_on_standard_input_stops_nothing(run, trained, expected, tmp_path):
+    (tmp_path / "empty").mkdir()
+    first, last = list(expected)[::14]
+    lines = f"{first}\nempty\n{last}\n".encode()
+    code, output, errors = run("-", "--weights", trained[0], "--format", "json", stdin=lines)
+    assert code == 1 and "1 of 3 images could not be used: empty: not a file" in errors
+    before, without, after = json.loads(output)
+    assert [before, after] == [as_json(expected[first]), as_json(expected[last])]
+    assert without["image"] == "empty"
+
+
+def test_no_path_on_standard_input_leaves_an_output_file_alone(run, trained, tmp_path):
+    (tmp_path / "out.json").write_text("before")
+    code, _, errors = run("-", "--weights", trained[0], "--format", "json", "-o", "out.json")
+    assert code == 1 and errors.endswith("error: standard input names no image\n")
+    assert (tmp_path / "out.json").read_text() == "before"
 
 
 def test_an_output_file_is_whole_or_what_it_was(run, trained, tmp_path, monkeypatch, expected):

@@ -28,6 +28,11 @@ def test_a_side_without_pixels_is_refused(side, tmp_path):
         main([str(IMAGE), "--weights", WEIGHTS, "--output_dir", str(tmp_path), "--short_side", side])
 
 
+def test_images_whose_pages_would_have_the_same_names_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"a/x.png and b/x.jpg: their pages would have the same names, x_\*.png"):
+        main(["a/x.png", "b/x.jpg", "--weights", WEIGHTS, "--output_dir", str(tmp_path)])
+
+
 def test_an_image_that_is_none_is_named(tmp_path):
     (tmp_path / "broken.png").write_text("no image")
     with pytest.raises(DataError, match="broken.png"):
