@@ -89,8 +89,8 @@ def check_stems(paths):
         other = taken.setdefault(Path(path).stem, path)
         if other != path:
             raise ConfigError(
-                f"{other} and {path}: their pages would have the same names, {Path(path).stem}_*.png; draw them into two "
-                "folders"
+                f"{other} and {path}: their pages would have the same names, {Path(path).stem}_*.png; draw them into "
+                "two folders"
             )
 
 
