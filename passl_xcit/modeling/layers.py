@@ -29,13 +29,17 @@ class DropPath(nn.Layer):
 
     def forward(self, x):
         """[B, ...] -> [B, ...]"""
+        factors = self.draw(x)
+        return x if factors is None else x * factors.astype(x.dtype)
+
+    def draw(self, x):
+        """What the samples of x [B, ...] are multiplied by, float32 [B, 1, ...]; None where nothing is dropped."""
         if not self.training or self.rate == 0.0:
-            return x
+            return None
         # As paddle.bernoulli draws, and divided by a tensor: Ascend has no kernels for it and for a quotient by a
         # number. In float32: neither it nor the CPU draws in half precision.
         keep = paddle.full([x.shape[0]] + [1] * (x.ndim - 1), 1.0 - self.rate, dtype="float32")
-        kept = (paddle.rand(keep.shape, dtype="float32") < keep).astype("float32")
-        return x * (kept / keep).astype(x.dtype)
+        return (paddle.rand(keep.shape, dtype="float32") < keep).astype("float32") / keep
 
 
 def recomputed(layer, *inputs):

@@ -85,7 +85,12 @@ class Library:
         function = self._function(name, ctypes.c_size_t, 3, ctypes.c_int)
         chosen = self._half if half and self.bfloat16 and _precision() == "bfloat16" else self._set
         where, threads = ctypes.addressof(operator), self.threads()
-        function(chosen, where, _workspace(function(chosen, where, None, threads)), threads)
+        size = function(chosen, where, None, threads)
+        function(chosen, where, _workspace(size), threads)
+
+    def size_of(self, name, operator):
+        """Bytes of what the function `name` is asked for."""
+        return self._function(name, ctypes.c_size_t, 3, ctypes.c_int)(self._set, ctypes.addressof(operator), None, 1)
 
 
 def _precision():

@@ -200,6 +200,8 @@ class XCABlock(nn.Layer):
         """[B, N, C] -> [B, N, C]"""
         if native.applies(self, x):
             return native.xca_block(self, x, height, width)
+        if native.applies_in_training(self, x):
+            return native.train_xca_block(self, x, height, width)
         x = x + self.drop_path(self.gamma1 * self.attn(self.norm1(x)))
         x = x + self.drop_path(self.gamma3 * self.local_mp(self.norm3(x), height, width))
         return x + self.drop_path(self.gamma2 * self.mlp(self.norm2(x)))

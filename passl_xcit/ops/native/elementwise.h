@@ -29,27 +29,41 @@ typename Isa::Vector polynomial(const float (&coefficients)[Count], typename Isa
   return sum;
 }
 
-// x Phi(x), Phi the normal distribution: max(x, 0) - t (1 - Phi(t)) with t = |x|, and 1 - Phi as a polynomial (least
-// maximal error of t (1 - Phi), by Lawson's iteration) up to 5.2, from where the product is below 6e-7. The absolute
-// error is below 6e-7, or below 2e-5 where the result is rounded to bfloat16.
+// 1 - Phi(t) for t from 0 to 5.2, Phi the normal distribution, as a polynomial (least maximal error of
+// max(t, 0.5) (1 - Phi(t)), by Lawson's iteration). GELU is x Phi(x) = max(x, 0) - t (1 - Phi(t)) with t = |x|;
+// beyond 5.2 the second part is below 6e-7. GELU's absolute error is below 6e-7, or below 2e-5 where it is rounded to
+// bfloat16.
 template <class Isa>
-typename Isa::Vector gelu(typename Isa::Vector x) {
+typename Isa::Vector normal_tail(typename Isa::Vector t) {
   using Vector = typename Isa::Vector;
   constexpr float fine[] = {
-      -0.003496029879897833f, 0.005579348653554916f, 0.015093794092535973f,  -0.03539321571588516f,
-      -0.011611641384661198f, 0.09100951254367828f,  -0.06630230695009232f,  -0.08327388763427734f,
-      0.1904352605342865f,    -0.1048148050904274f,  -0.10962901264429092f,  0.25286537408828735f,
-      -0.22917333245277405f,  0.11936575174331665f,  -0.035315923392772675f, 0.004661197774112225f};
+      -0.0035341004841029644f, 0.0056472597643733025f, 0.015160691924393177f, -0.03556383401155472f,
+      -0.011630424298346043f,  0.09117041528224945f,   -0.06632866710424423f, -0.08334498107433319f,
+      0.190455362200737f,      -0.10479982197284698f,  -0.10963398963212967f, 0.2528640329837799f,
+      -0.22917288541793823f,   0.11936578899621964f,   -0.03531593084335327f, 0.004661197774112225f};
   constexpr float coarse[] = {0.02635854482650757f,  -0.05590961501002312f, -0.03220975026488304f,
                               0.17380410432815552f,  -0.12379678338766098f, -0.10257553309202194f,
                               0.2560013234615326f,   -0.23024697601795197f, 0.1191837415099144f,
                               -0.03527340665459633f, 0.004662805702537298f};
-  const Vector t = Isa::min(Isa::fill(5.2f), Isa::abs(x));
   const Vector u = Isa::fma(t, Isa::fill(2 / 5.2f), Isa::fill(-1));
-  Vector tail;
-  if constexpr (Isa::per_unit == 2) tail = polynomial<Isa>(coarse, u);
-  else tail = polynomial<Isa>(fine, u);
-  return Isa::max(Isa::fill(0), x) - t * tail;
+  if constexpr (Isa::per_unit == 2) return polynomial<Isa>(coarse, u);
+  else return polynomial<Isa>(fine, u);
+}
+
+template <class Isa>
+typename Isa::Vector gelu(typename Isa::Vector x) {
+  const typename Isa::Vector t = Isa::min(Isa::fill(5.2f), Isa::abs(x));
+  return Isa::max(Isa::fill(0), x) - t * normal_tail<Isa>(t);
+}
+
+// GELU and its derivative Phi(x) + x phi(x), phi the normal density.
+template <class Isa>
+void gelu_and_slope(typename Isa::Vector x, typename Isa::Vector& value, typename Isa::Vector& slope) {
+  using Vector = typename Isa::Vector;
+  const Vector t = Isa::min(Isa::fill(5.2f), Isa::abs(x)), tail = normal_tail<Isa>(t);
+  value = Isa::max(Isa::fill(0), x) - t * tail;
+  const Vector below = Isa::fill(0.5f) + Isa::with_sign_of(Isa::fill(0.5f) - tail, x);
+  slope = Isa::fma(x * Isa::fill(0.398942280f), exponential<Isa>(x * x * Isa::fill(-0.5f)), below);
 }
 
 // Mean and 1 / sqrt(variance + 1e-6) of a row.

@@ -1,9 +1,9 @@
-// The table of all operators for one instruction set. Class blocks are in float32 always: they take little time.
+// The table of all operators for one instruction set. Training and class blocks are in float32 always.
 #pragma once
 
 #include "class_block.h"
 #include "stem.h"
-#include "xca_block.h"
+#include "xca_backward.h"
 
 namespace passl_xcit {
 
@@ -13,8 +13,18 @@ size_t run(const Operator& op, void* workspace, const Team& team) {
 }
 
 template <class Isa>
+size_t saved_of(const XcaTraining& op, void*, const Team&) {
+  return XcaBlockTraining<Isa>(op).saved_bytes;
+}
+
+template <class Isa>
 Operators implemented() {
-  return {run<XcaBlockForward, Isa, XcaBlock>, run<ClassBlockForward, typename Isa::Float, ClassBlock>,
+  using Float = typename Isa::Float;
+  return {run<XcaBlockForward, Isa, XcaBlock>,
+          run<XcaBlockTraining, Float, XcaTraining>,
+          saved_of<Float>,
+          run<XcaBlockBackward, Float, XcaBackward>,
+          run<ClassBlockForward, Float, ClassBlock>,
           run<StemForward, Isa, Stem>};
 }
 

@@ -43,6 +43,9 @@ struct Avx2 {
   static Vector min(Vector a, Vector b) { return _mm256_min_ps(a, b); }
   static Vector abs(Vector x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
   static Vector sqrt(Vector x) { return _mm256_sqrt_ps(x); }
+  static Vector with_sign_of(Vector x, Vector sign) {
+    return _mm256_xor_ps(x, _mm256_and_ps(_mm256_set1_ps(-0.0f), sign));
+  }
   static Vector round(Vector x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   // 2^x of whole numbers from -126 to 127
   static Vector power_of_two(Vector x) {
@@ -88,6 +91,9 @@ struct Avx512 {
   static Vector min(Vector a, Vector b) { return _mm512_min_ps(a, b); }
   static Vector abs(Vector x) { return _mm512_abs_ps(x); }
   static Vector sqrt(Vector x) { return _mm512_sqrt_ps(x); }
+  static Vector with_sign_of(Vector x, Vector sign) {
+    return _mm512_xor_ps(x, _mm512_and_ps(_mm512_set1_ps(-0.0f), sign));
+  }
   static Vector round(Vector x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   // 2^x of whole numbers from -126 to 127
   static Vector power_of_two(Vector x) {

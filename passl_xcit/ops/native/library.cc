@@ -66,6 +66,15 @@ const char* passl_xcit_set_name(const Set* set) { return set->name; }
 size_t passl_xcit_xca_block(const Set* set, const XcaBlock* op, void* workspace, int threads) {
   return run(set->operators().xca_block, op, workspace, threads);
 }
+size_t passl_xcit_xca_training(const Set* set, const XcaTraining* op, void* workspace, int threads) {
+  return run(set->operators().xca_training, op, workspace, threads);
+}
+size_t passl_xcit_xca_saved(const Set* set, const XcaTraining* op, void* workspace, int threads) {
+  return run(set->operators().xca_saved, op, workspace, threads);
+}
+size_t passl_xcit_xca_backward(const Set* set, const XcaBackward* op, void* workspace, int threads) {
+  return run(set->operators().xca_backward, op, workspace, threads);
+}
 size_t passl_xcit_class_block(const Set* set, const ClassBlock* op, void* workspace, int threads) {
   return run(set->operators().class_block, op, workspace, threads);
 }

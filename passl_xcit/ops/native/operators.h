@@ -42,6 +42,36 @@ struct ClassBlock {
   const float* gamma2;                                           // [C]
 };
 
+// The same in training: BatchNorm by the batch's own statistics, drop path by a factor for each image.
+struct XcaTraining {
+  XcaBlock block;
+  const float *keep1, *keep3, *keep2;  // [B], what multiplies the three updates, or null
+  float *mean, *variance;              // [C], of BatchNorm's input; written by the forward pass
+  float* saved;                        // what the backward pass needs; written by the forward pass
+};
+
+// Of the loss, by everything: the fields of XcaBlock without BatchNorm's buffers.
+struct XcaGradients {
+  const float* dy;  // [B, N, C]
+  float* dx;        // [B, N, C]
+  float *norm1_weight, *norm1_bias;
+  float *temperature, *qkv_weight, *qkv_bias, *proj_weight, *proj_bias;
+  float* gamma1;
+  float *norm3_weight, *norm3_bias;
+  float *conv1_weight, *conv1_bias;
+  float *bn_weight, *bn_bias;
+  float *conv2_weight, *conv2_bias;
+  float* gamma3;
+  float *norm2_weight, *norm2_bias;
+  float *fc1_weight, *fc1_bias, *fc2_weight, *fc2_bias;
+  float* gamma2;
+};
+
+struct XcaBackward {
+  XcaTraining forward;
+  XcaGradients gradients;
+};
+
 constexpr int kMaxStages = 8;
 
 struct Stem {
@@ -57,6 +87,9 @@ struct Stem {
 // Each returns the bytes of the workspace it needs, and computes only where `workspace` is given.
 struct Operators {
   size_t (*xca_block)(const XcaBlock&, void* workspace, const Team&);
+  size_t (*xca_training)(const XcaTraining&, void* workspace, const Team&);
+  size_t (*xca_saved)(const XcaTraining&, void* workspace, const Team&);  // bytes of `saved`
+  size_t (*xca_backward)(const XcaBackward&, void* workspace, const Team&);
   size_t (*class_block)(const ClassBlock&, void* workspace, const Team&);
   size_t (*stem)(const Stem&, void* workspace, const Team&);
 };

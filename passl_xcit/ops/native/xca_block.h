@@ -35,6 +35,8 @@ struct XcaBlockForward {
   // What the phases of some images hand on.
   struct Images {
     Element* v;      // [images, N, P]
+    float* qk;       // [images, N, 2P], or null: in the scratch then
+    float* cosines;  // [images, h, d, d], the normalised Gram matrices, or null
     float* gram;     // [images, blocks, h, d, d]
     float* norms;    // [images, blocks, 2, P]
     float* mixed;    // panels of A^T Wp for each image
@@ -71,7 +73,7 @@ struct XcaBlockForward {
     return workspace.bytes();
   }
 
- private:
+ protected:
   // Tokens of a block, in whole tiles, for blocks of much the same size.
   static int even_blocks(int tokens) {
     const int blocks = tokens < kTokens ? 1 : (tokens + kTokens / 2) / kTokens;
@@ -91,7 +93,7 @@ struct XcaBlockForward {
 
   Images take_images(Workspace& workspace, int images, int threads) const {
     const size_t rows = static_cast<size_t>(images) * tokens;
-    Images to;
+    Images to{};
     to.v = reinterpret_cast<Element*>(workspace.floats(rows * P));
     to.gram = workspace.floats(static_cast<size_t>(images) * blocks * channels * d);
     to.norms = workspace.floats(static_cast<size_t>(images) * blocks * 2 * P);
@@ -152,7 +154,7 @@ struct XcaBlockForward {
     team.each(count * heads, [&](int item, int thread) { attend(item, to, scratch(thread)); });
     team.each(count * blocks, [&](int item, int) { project_out(x, item, to); });
     team.each(count * panels_of<Isa>(channels), [&](int item, int thread) { interact(item, to, y, scratch(thread)); });
-    team.each(count * blocks, [&](int item, int thread) { mlp(item, y, scratch(thread)); });
+    team.each(count * blocks, [&](int item, int thread) { mlp(item, y, channels, y, scratch(thread)); });
   }
 
   struct Block {
@@ -172,6 +174,7 @@ struct XcaBlockForward {
     const Block block = block_of(item);
     Element* normed = reinterpret_cast<Element*>(scratch);      // [block_tokens, P]
     float* qk = scratch + static_cast<long>(block_tokens) * P;  // [block_tokens, 2P]
+    if (to.qk) qk = to.qk + block.row * 2 * P;
     for (int i = 0; i < block.count; ++i)
       layer_norm<Isa>(x + (block.row + i) * channels, op.norm1_weight, op.norm1_bias, channels, P,
                       normed + static_cast<long>(i) * P);
@@ -211,26 +214,29 @@ struct XcaBlockForward {
   // A head's attention A of an image, and its rows of A^T Wp.
   void attend(int item, const Images& to, float* attention) const {
     const int image = item / heads, head = item % heads;
-    add_gram(image, head, to, attention);
+    add_gram(item, to, attention);
     Panels<Isa> mixed{to.mixed + image * Panels<Isa>::size(channels, channels), channels, channels};
     for (int panel = 0; panel < proj.count(); ++panel)
       multiply_panel<Float>(d, d, {attention, 1, d}, proj.panel(panel, head * d), wide, 0, wide,
                             [&](int i, int j, Vector value) { mixed.put(panel, head * d + i, j, value); });
   }
 
-  void add_gram(int image, int head, const Images& to, float* attention) const {
+  void add_gram(int item, const Images& to, float* attention) const {
+    const int image = item / heads, head = item % heads;
     float* k_scale = attention + d * d;  // [d], 1 / |k|
     for (int j = 0; j < d; ++j) k_scale[j] = 1 / norm_of(image, P + head * d + j, to);
     for (int i = 0; i < d; ++i) {
       float* row = attention + i * d;
-      const float scale = op.temperature[head] / norm_of(image, head * d + i, to);
+      const Vector scale = Isa::fill(1 / norm_of(image, head * d + i, to)), t = Isa::fill(op.temperature[head]);
       for (int j = 0; j < d; j += lanes) {
         Vector sum = Isa::fill(0);
         for (int block = 0; block < blocks; ++block) {
           const long of_head = (static_cast<long>(image) * blocks + block) * heads + head;
           sum = sum + Isa::load(to.gram + (of_head * d + i) * d + j, d - j);
         }
-        Isa::store(row + j, sum * Isa::fill(scale) * Isa::load(k_scale + j, d - j), d - j);
+        const Vector cosine = sum * scale * Isa::load(k_scale + j, d - j);
+        if (to.cosines) Isa::store(to.cosines + (static_cast<long>(item) * d + i) * d + j, cosine, d - j);
+        Isa::store(row + j, t * cosine, d - j);
       }
       softmax<Float>(row, d);
     }
@@ -245,14 +251,15 @@ struct XcaBlockForward {
   }
 
   // x1 = x + g1 (v A^T Wp + b), and the moments of its rows.
-  void project_out(const float* x, int item, const Images& to) const {
+  void project_out(const float* x, int item, const Images& to, const float* keep = nullptr) const {
     const Block block = block_of(item);
     Panels<Isa> mixed{to.mixed + block.image * Panels<Isa>::size(channels, channels), channels, channels};
     float* x1 = to.x1 + block.row * P;
     multiply<Isa>(block.count, rows_of<Isa>(to.v + block.row * P, P), mixed, [&](int i, int j, Vector value) {
       const Vector before = Isa::load(x + (block.row + i) * channels + j, channels - j);
       const Vector update = value + optional<Isa>(op.proj_bias, j, channels);
-      Isa::store(x1 + static_cast<long>(i) * P + j, Isa::fma(optional<Isa>(op.gamma1, j, channels), update, before));
+      const Vector gamma = optional<Isa>(op.gamma1, j, channels) * Isa::fill(keep ? keep[block.image] : 1);
+      Isa::store(x1 + static_cast<long>(i) * P + j, Isa::fma(gamma, update, before));
     });
     for (int i = 0; i < block.count; ++i)
       moments<Isa>(x1 + static_cast<long>(i) * P, channels, to.moments + (block.row + i) * 2);
@@ -314,8 +321,14 @@ struct XcaBlockForward {
   // use(row, column, sum) of a 3x3 convolution, `lanes` channels at a time.
   template <class Use>
   void convolve(const float* grid, const float* weight, const Use& use) const {
+    convolve_with(grid, weight, P, use);
+  }
+
+  // The same with taps that are `stride` floats apart.
+  template <class Use>
+  void convolve_with(const float* grid, const float* weight, long stride, const Use& use) const {
     Vector taps[9];
-    for (int tap = 0; tap < 9; ++tap) taps[tap] = Isa::load(weight + static_cast<long>(tap) * P);
+    for (int tap = 0; tap < 9; ++tap) taps[tap] = Isa::load(weight + tap * stride);
     const long line = static_cast<long>(op.width + 2) * wide;
     for (int row = 0; row < op.height; ++row)
       for (int column = 0; column < op.width; ++column) {
@@ -330,22 +343,23 @@ struct XcaBlockForward {
       }
   }
 
-  // y += g2 MLP(LN2 y), for a block of tokens.
-  void mlp(int item, float* y, float* scratch) const {
+  // y = x2 + g2 MLP(LN2 x2), for a block of tokens; the rows of x2 are `stride` long, and may be y itself.
+  void mlp(int item, const float* x2, long stride, float* y, float* scratch, const float* keep = nullptr) const {
     const Block block = block_of(item);
     Element* normed = reinterpret_cast<Element*>(scratch);        // [block_tokens, P]
     float* sums = scratch + static_cast<long>(block_tokens) * P;  // [block_tokens, P]
     Element* active =
         reinterpret_cast<Element*>(sums + static_cast<long>(block_tokens) * P);  // [block_tokens, kHidden]
-    float* rows = y + block.row * channels;
+    const float* from = x2 + block.row * stride;
+    float* to = y + block.row * channels;
     for (int i = 0; i < block.count; ++i)
-      layer_norm<Isa>(rows + static_cast<long>(i) * channels, op.norm2_weight, op.norm2_bias, channels, P,
+      layer_norm<Isa>(from + i * stride, op.norm2_weight, op.norm2_bias, channels, P,
                       normed + static_cast<long>(i) * P);
     mlp_rows<Isa>(block.count, normed, P, fc1, op.fc1_bias, fc2, active, sums, [&](int i, int j, Vector value) {
-      float* to = rows + static_cast<long>(i) * channels + j;
       const Vector update = value + optional<Isa>(op.fc2_bias, j, channels);
-      Isa::store(to, Isa::fma(optional<Isa>(op.gamma2, j, channels), update, Isa::load(to, channels - j)),
-                 channels - j);
+      const Vector gamma = optional<Isa>(op.gamma2, j, channels) * Isa::fill(keep ? keep[block.image] : 1);
+      const Vector before = Isa::load(from + i * stride + j, channels - j);
+      Isa::store(to + static_cast<long>(i) * channels + j, Isa::fma(gamma, update, before), channels - j);
     });
   }
 };
