@@ -46,7 +46,7 @@ def main(argv=None):
     prepare_paddle()
     from passl_xcit.engine.export import FORMATS, export_model
     from passl_xcit.engine.predictor import Predictor
-    from passl_xcit.engine.runtimes import EAGER, check_engine
+    from passl_xcit.engine.runtimes import EAGER, check_engine, is_right
 
     check_engine(EAGER, args.precision)
     formats = args.format.split(",")
@@ -68,7 +68,8 @@ def main(argv=None):
         if difference is None:
             print(f"{engine}: cannot run this model")
         else:
-            print(f"{engine}: differs from the model by {difference:.1e} of its largest output")
+            wrong = "" if is_right(difference, engine.partition(" ")[2] or "float32") else ": is wrong, do not use it"
+            print(f"{engine}: differs from the model by {difference:.1e} of its largest output{wrong}")
     print(f"written to {args.output_dir}")
 
 

@@ -277,7 +277,10 @@ def _check_eager(weights, engine, precision):
             f"python tools/export.py {weights} --output_dir DIR"
         )
     if precision != FLOAT32:
-        raise ConfigError(f"engine {EAGER} predicts in {FLOAT32}; {precision} needs an export and its engines")
+        raise ConfigError(
+            f"engine {EAGER} predicts in {FLOAT32}; {precision} needs an export and its engines, or native operators "
+            "(docs/native.md)"
+        )
 
 
 def _eager(weights, config, device):

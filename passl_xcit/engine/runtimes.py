@@ -9,6 +9,9 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
+from packaging.version import Version
+
 from passl_xcit.engine.paddle_program import program_shapes
 from passl_xcit.utils.errors import CheckpointError, ConfigError, DataError
 from passl_xcit.utils.registry import nearest
@@ -16,6 +19,8 @@ from passl_xcit.utils.startup import usable_cores
 
 EAGER = "paddle"  # the engine of a model with its weights: Paddle without a program
 FLOAT32, BFLOAT16 = PRECISIONS = ("float32", "bfloat16")
+TOLERANCE = {FLOAT32: 1e-4, BFLOAT16: 0.05}  # largest difference, as a share of the model's largest output
+OLDEST_OPENVINO = Version("2025.4")
 PROGRAM, PARAMETERS, ONNX = "model.json", "model.pdiparams", "model.onnx"
 
 
@@ -124,6 +129,8 @@ class OpenVino:
     def package():
         import openvino
 
+        if Version(openvino.__version__.partition("-")[0]) < OLDEST_OPENVINO:
+            raise ImportError("OpenVINO does not read what paddle2onnx writes")
         return openvino
 
     @classmethod
@@ -136,7 +143,7 @@ class OpenVino:
 
 
 # In the order in which `default_engine` takes the first that has its files.
-ENGINES = {"onednn": OneDnn, "paddle_inference": PaddleInference, "onnxruntime": OnnxRuntime, "openvino": OpenVino}
+ENGINES = {"paddle_inference": PaddleInference, "onednn": OneDnn, "onnxruntime": OnnxRuntime, "openvino": OpenVino}
 
 
 @contextlib.contextmanager
@@ -176,7 +183,7 @@ def why_not(engine, precision):
     try:
         kind.package()
     except ImportError:
-        return f"its package is not installed: pip install 'passl_xcit[{kind.EXTRA}]'"
+        return f"its package is not installed or too old: pip install -U 'passl_xcit[{kind.EXTRA}]'"
     if precision == BFLOAT16 and not kind.has_bfloat16():
         return "this processor has no bfloat16 instructions"
     return None
@@ -209,6 +216,19 @@ def open_runtime(folder, engine, precision=FLOAT32, threads=None):
         raise
     except Exception as error:  # engines raise classes of their own
         raise CheckpointError(f"{folder}: engine {engine} cannot read it: {_last_line(error)}") from error
+
+
+def difference_from(expected, run, images):
+    """The largest difference of an engine's outputs, as a share of the largest expected one; None if it fails."""
+    try:
+        return float(np.abs(run(images) - expected).max() / np.abs(expected).max())
+    except DataError:
+        return None
+
+
+def is_right(difference, precision):
+    """Whether an engine with this difference from the model may stand for it."""
+    return difference is not None and difference <= TOLERANCE[precision]
 
 
 def runtimes(folder, precision=FLOAT32):

@@ -77,21 +77,27 @@ def test_probabilities_class_names_and_preprocessing_go_with_the_program(tmp_pat
 
 def test_a_program_that_computes_something_else_is_not_kept(tmp_path, monkeypatch):
     def other(folder, precision):
-        return {"paddle": lambda images: np.full([len(images), 5], 7.0, "float32")}
+        return {"paddle_inference": lambda images: np.full([len(images), 5], 7.0, "float32")}
 
     monkeypatch.setattr(export, "runtimes", other)
     with pytest.raises(
-        UserError, match="the exported model differs in float32 from the model by .*'paddle': .* nothing was kept"
+        UserError, match="no engine computes what the model computes: .*'paddle_inference': .* nothing was kept"
     ):
         export_model(small(), tmp_path / "out", (32, 32))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_program_without_numbers_is_not_kept(tmp_path, monkeypatch):
-    nan = {"paddle": lambda images: np.full([len(images), 5], np.nan, "float32")}
+    nan = {"onednn": lambda images: np.full([len(images), 5], np.nan, "float32")}
     monkeypatch.setattr(export, "runtimes", lambda folder, precision: nan)
     with pytest.raises(UserError, match="nothing was kept"):
         export_model(small(), tmp_path / "out", (32, 32))
+
+
+def test_native_operators_in_bfloat16_are_not_what_engines_are_compared_with(tmp_path, monkeypatch):
+    monkeypatch.setenv("PASSL_XCIT_NATIVE_PRECISION", "bfloat16")
+    sidecar = export_model(small(), tmp_path / "out", (32, 32))
+    assert all(difference < 1e-5 for difference in sidecar.difference.values())
 
 
 def test_nothing_is_written_over(tmp_path):

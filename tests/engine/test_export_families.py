@@ -10,8 +10,8 @@ import numpy as np
 import paddle
 import pytest
 
-from passl_xcit.engine.export import TOLERANCE, export_model
-from passl_xcit.engine.runtimes import ENGINES, why_not
+from passl_xcit.engine.export import export_model
+from passl_xcit.engine.runtimes import ENGINES, TOLERANCE, why_not
 from passl_xcit.modeling import factory
 from passl_xcit.modeling.distillation import DistillationWrapper
 from passl_xcit.utils.registry import BACKBONES
