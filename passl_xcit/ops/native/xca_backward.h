@@ -31,7 +31,7 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
   using Base = XcaBlockTraining<Isa>;
   using Vector = typename Isa::Vector;
   using Base::batch, Base::block_tokens, Base::blocks, Base::channels, Base::d, Base::heads, Base::hidden, Base::lanes,
-      Base::op, Base::P, Base::saved, Base::tokens, Base::training, Base::wide;
+      Base::op, Base::P, Base::Q, Base::saved, Base::tokens, Base::training, Base::wide;
   using typename Base::Block;
 
   const XcaGradients& out;
@@ -429,7 +429,7 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
     const long size = static_cast<long>(block_tokens) * P,
                offset = (block.row - static_cast<long>(block.image) * tokens) * P;
     float *normed = memory, *dq = normed + size, *dk = dq + size, *dv = dk + size, *dn = dv + size;  // each [R, P]
-    const float *qk = saved.qk + block.row * 2 * P, *x = op.x + block.row * channels;
+    const float *qk = saved.qk + block.row * Q, *x = op.x + block.row * channels;
     for (long i = 0; i < R; ++i) {
       layer_norm<Isa>(x + i * channels, op.norm1_weight, op.norm1_bias, channels, P, normed + i * P);
       for (int c = 0; c < channels; c += lanes)
@@ -473,9 +473,8 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
       for (int j = 0; j < d; ++j) turned[j * d + i] = G[i * d + j];
     const auto into = [&](const float* from, const float* matrix, const float* same, const float* factor, float* to) {
       for (int column = 0; column < d; column += wide)
-        multiply_panel<Isa>(R, d, {from, 2 * P, 1}, matrix + column, d, column, d, [&](int i, int j, Vector value) {
-          const Vector of_norm =
-              Isa::load(factor + j, d - j) * Isa::load(same + static_cast<long>(i) * 2 * P + j, d - j);
+        multiply_panel<Isa>(R, d, {from, Q, 1}, matrix + column, d, column, d, [&](int i, int j, Vector value) {
+          const Vector of_norm = Isa::load(factor + j, d - j) * Isa::load(same + static_cast<long>(i) * Q + j, d - j);
           Isa::store(to + static_cast<long>(i) * P + j, value + of_norm, d - j);
         });
     };

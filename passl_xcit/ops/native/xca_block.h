@@ -1,7 +1,8 @@
 // The XCA block: x + g1 XCA(LN1 x), then x + g3 LPI(LN3 x), then x + g2 MLP(LN2 x), for evaluation.
 //
-// Letters as in operators.h, and P = C in whole panels: rows in the workspace have P floats, zero beyond C. An image
-// passes through in blocks of about 96 tokens, which stay in the second cache.
+// Letters as in operators.h, and P = C in whole panels: rows in the workspace have P floats, those of q beside k have
+// Q, which is enough to read a panel from any head's first column on. An image passes through in blocks of about 96
+// tokens, which stay in the second cache.
 //
 // The attention of a head is softmax(t q^T k / (|q| |k|)) with the columns q, k [N, d]; its Gram matrix and norms are
 // added up while the blocks of tokens pass by, so that q and k of an image never lie in memory. The attention A then
@@ -25,7 +26,7 @@ struct XcaBlockForward {
   static constexpr int wide = panel_columns<Isa>;
 
   const XcaBlock& op;
-  const int tokens, channels, heads, d, hidden, P;
+  const int tokens, channels, heads, d, hidden, P, Q;
   const int block_tokens, blocks;  // tokens of a block, fewer in the last one; blocks of an image
 
   Panels<Isa> q, k, v, fc1, fc2;
@@ -35,7 +36,7 @@ struct XcaBlockForward {
   // What the phases of some images hand on.
   struct Images {
     Element* v;      // [images, N, P]
-    float* qk;       // [images, N, 2P], or null: in the scratch then
+    float* qk;       // [images, N, Q], or null: in the scratch then
     float* cosines;  // [images, h, d, d], the normalised Gram matrices, or null
     float* gram;     // [images, blocks, h, d, d]
     float* norms;    // [images, blocks, 2, P]
@@ -53,6 +54,7 @@ struct XcaBlockForward {
         d(block.channels / block.heads),
         hidden(block.hidden),
         P(padded<Isa>(block.channels)),
+        Q(2 * P + wide),
         block_tokens(even_blocks(tokens)),
         blocks((tokens + block_tokens - 1) / block_tokens) {}
 
@@ -105,7 +107,7 @@ struct XcaBlockForward {
   }
 
   size_t scratch_size() const {
-    const size_t attention = static_cast<size_t>(block_tokens) * 3 * P + wide;
+    const size_t attention = static_cast<size_t>(block_tokens) * (P + Q);
     const size_t head = static_cast<size_t>(d) * (d + 1) + wide;
     const size_t grids = 2 * grid_size();
     const size_t mlp = static_cast<size_t>(block_tokens) * (2 * P + padded<Isa>(kHidden)) + wide;
@@ -173,8 +175,8 @@ struct XcaBlockForward {
   void project_in(const float* x, int item, const Images& to, float* scratch) const {
     const Block block = block_of(item);
     Element* normed = reinterpret_cast<Element*>(scratch);      // [block_tokens, P]
-    float* qk = scratch + static_cast<long>(block_tokens) * P;  // [block_tokens, 2P]
-    if (to.qk) qk = to.qk + block.row * 2 * P;
+    float* qk = scratch + static_cast<long>(block_tokens) * P;  // [block_tokens, Q]
+    if (to.qk) qk = to.qk + block.row * Q;
     for (int i = 0; i < block.count; ++i)
       layer_norm<Isa>(x + (block.row + i) * channels, op.norm1_weight, op.norm1_bias, channels, P,
                       normed + static_cast<long>(i) * P);
@@ -185,20 +187,20 @@ struct XcaBlockForward {
       });
     };
     const float* bias = op.qkv_bias;
-    into(q, bias, qk, 2 * P);
-    into(k, bias ? bias + channels : nullptr, qk + P, 2 * P);
+    into(q, bias, qk, Q);
+    into(k, bias ? bias + channels : nullptr, qk + P, Q);
     into(v, bias ? bias + 2 * channels : nullptr, to.v + block.row * P, P);
     add_norms(qk, block.count, to.norms + static_cast<long>(item) * 2 * P);
     for (int head = 0; head < heads; ++head)
       gram_of_head(qk + head * d, block.count, to.gram + (static_cast<long>(item) * heads + head) * d * d);
   }
 
-  // The squares of each column of qk [count, 2P], added up.
+  // The squares of each column of qk [count, Q], added up.
   void add_norms(const float* qk, int count, float* norms) const {
     for (int c = 0; c < 2 * P; c += lanes) {
       Vector sum = Isa::fill(0);
       for (int i = 0; i < count; ++i) {
-        const Vector value = Isa::load(qk + static_cast<long>(i) * 2 * P + c);
+        const Vector value = Isa::load(qk + static_cast<long>(i) * Q + c);
         sum = Isa::fma(value, value, sum);
       }
       Isa::store(norms + c, sum);
@@ -207,7 +209,7 @@ struct XcaBlockForward {
 
   void gram_of_head(const float* qk, int count, float* gram) const {
     for (int column = 0; column < d; column += wide)
-      multiply_panel<Float>(d, count, {qk, 1, 2 * P}, qk + P + column, 2 * P, column, d,
+      multiply_panel<Float>(d, count, {qk, 1, Q}, qk + P + column, Q, column, d,
                             [&](int i, int j, Vector value) { Isa::store(gram + i * d + j, value, d - j); });
   }
 

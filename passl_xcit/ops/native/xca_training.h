@@ -9,7 +9,7 @@ namespace passl_xcit {
 
 // What the forward pass saves.
 struct XcaSaved {
-  float* qk;          // [B, N, 2P]
+  float* qk;          // [B, N, Q]
   float* v;           // [B, N, P]
   float* norms;       // [B, blocks, 2P], squares of the columns of q and k
   float* cosines;     // [B, h, d, d], normalised Gram matrices
@@ -25,7 +25,7 @@ template <class Isa>
 struct XcaBlockTraining : XcaBlockForward<Isa> {
   using Base = XcaBlockForward<Isa>;
   using Vector = typename Isa::Vector;
-  using Base::block_tokens, Base::blocks, Base::channels, Base::d, Base::heads, Base::lanes, Base::op, Base::P,
+  using Base::block_tokens, Base::blocks, Base::channels, Base::d, Base::heads, Base::lanes, Base::op, Base::P, Base::Q,
       Base::tokens, Base::wide;
   using typename Base::Images;
 
@@ -71,7 +71,7 @@ struct XcaBlockTraining : XcaBlockForward<Isa> {
  protected:
   void take_saved(Workspace& memory) {
     const size_t rows = static_cast<size_t>(batch) * tokens, grams = static_cast<size_t>(batch) * channels * d;
-    saved.qk = memory.floats(rows * 2 * P), saved.v = memory.floats(rows * P);
+    saved.qk = memory.floats(rows * Q), saved.v = memory.floats(rows * P);
     saved.norms = memory.floats(static_cast<size_t>(batch) * blocks * 2 * P);
     saved.cosines = memory.floats(grams), saved.attention = memory.floats(grams);
     saved.x1 = memory.floats(rows * P), saved.moments = memory.floats(rows * 2);
