@@ -9,6 +9,8 @@ import paddle.nn.functional as F
 from paddle import nn
 from paddle.distributed.fleet.utils import recompute
 
+from passl_xcit.ops.library import portable
+
 trunc_normal_ = nn.initializer.TruncatedNormal(std=0.02)
 zeros_ = nn.initializer.Constant(0.0)
 ones_ = nn.initializer.Constant(1.0)
@@ -52,7 +54,11 @@ def recomputed(layer, *inputs):
 
     def run(*inputs):
         runs.append(layer)
-        with contextlib.nullcontext() if len(runs) == 1 else _running_statistics_kept(layer):
+        again = contextlib.nullcontext() if len(runs) == 1 else _running_statistics_kept(layer)
+        with (
+            portable(),
+            again,
+        ):  # Paddle's recompute does not see what an operator of ours saves: no gradients come back
             return layer(*inputs)
 
     return recompute(run, *inputs, use_reentrant=False)

@@ -210,3 +210,17 @@ def test_a_model_learns_the_same_in_some_steps(native):
 def _off(model, images):
     with paddle.no_grad():
         return model(images).numpy()
+
+
+def test_a_model_that_computes_blocks_again_has_the_gradients_of_one_that_keeps_them(native):
+    """With Paddle's recompute a native block would lose its gradients: it is computed by Paddle's operators then."""
+    images, found = paddle.to_tensor(draw((4, 3, 16, 16))), []
+    for use_recompute in (False, True):
+        paddle.seed(0)
+        model = XCiT(patch_size=4, embed_dim=16, depth=2, num_heads=2, use_recompute=use_recompute)
+        model.train()
+        with mock.patch.dict(os.environ, {MODE: "on"}):
+            (model(images) * paddle.to_tensor(draw((4, 16), seed=1))).sum().backward()
+        found.append({name: value.grad.numpy() for name, value in model.named_parameters() if value.grad is not None})
+    assert "blocks.1.mlp.fc2.weight" in found[0]
+    same(found[1], found[0])
