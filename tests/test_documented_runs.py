@@ -32,7 +32,8 @@ INPUTS = (
     *("config", "config_file", "c", "schedule", "data", "data_dir", "log"),
     *("real_labels", "class_list"),
 )
-ELSEWHERE = ("compare", "runs", "check", "write")  # two devices, trainings, minutes, a checkout to write to
+# Two devices, trainings, minutes, a checkout to write to, minutes again (tools/benchmark.py has tests of its own).
+ELSEWHERE = ("compare", "runs", "check", "write", "models", "startup")
 LARGE = 256  # pixels; above, the demo model takes many seconds an image
 
 
