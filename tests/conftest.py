@@ -4,6 +4,7 @@ from passl_xcit.utils.startup import prepare_paddle
 
 prepare_paddle()
 
+import shutil  # noqa: E402
 import zlib  # noqa: E402
 
 import numpy as np  # noqa: E402
@@ -16,6 +17,8 @@ from passl_xcit.modeling.architectures import Classification  # noqa: E402
 from passl_xcit.modeling.backbones.xcit import XCiT  # noqa: E402
 from passl_xcit.modeling.heads import SwinTransformerClsHead  # noqa: E402
 from passl_xcit.utils.logger import get_logger  # noqa: E402
+
+BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
@@ -56,6 +59,15 @@ def write_image(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Path of a headless browser."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if not found:
+        pytest.skip(f"needs a headless browser: {', '.join(BROWSERS)} (Debian: apt install chromium-headless-shell)")
+    return found
 
 
 def pytest_collection_modifyitems(items):

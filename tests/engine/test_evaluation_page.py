@@ -3,7 +3,6 @@
 import html.parser
 import json
 import re
-import shutil
 import subprocess
 
 import numpy as np
@@ -18,7 +17,6 @@ from passl_xcit.engine.evaluation_page import MATRIX_CLASSES, thumbnail
 from passl_xcit.engine.evaluation_report import Evaluation, RealAccuracy, make_report, write_report
 from passl_xcit.engine.recorder import Records
 
-BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 ATTACKS = ("<script>alert(1)</script>", "'\"><img src=x onerror=alert(1)>", "{{ 7 * 7 }}", "$x_1$ &amp; \u732b")
 
 
@@ -192,14 +190,6 @@ def test_large_images_become_small_jpegs_and_small_ones_stay_as_they_are():
     data = FashionMNIST("test")
     small = Image.open(io.BytesIO(base64.b64decode(thumbnail(data, 7).partition(",")[2])))
     assert (np.asarray(small) == data.images[7]).all()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if not found:
-        pytest.skip(f"needs a headless browser: {', '.join(BROWSERS)} (Debian: apt install chromium-headless-shell)")
-    return found
 
 
 def photographed(browser, page, width, height=3000):
