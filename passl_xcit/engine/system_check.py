@@ -111,11 +111,16 @@ def machine(output_dir, device):
     return Section("machine", findings)
 
 
-def processor(cpuinfo="/proc/cpuinfo"):
-    name = ""
+def of_processor(field, cpuinfo="/proc/cpuinfo"):
+    """What Linux says of the first processor under a name such as "model name" or "flags"; "" where it does not."""
     with contextlib.suppress(OSError):
         lines = Path(cpuinfo).read_text(encoding="utf-8", errors="replace").splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+        return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
+    return ""
+
+
+def processor(cpuinfo="/proc/cpuinfo"):
+    name = of_processor("model name", cpuinfo)
     return f"{name or platform.processor() or platform.machine()}, {usable_cores()} of {os.cpu_count()} cores usable"
 
 

@@ -55,10 +55,8 @@ def recomputed(layer, *inputs):
     def run(*inputs):
         runs.append(layer)
         again = contextlib.nullcontext() if len(runs) == 1 else _running_statistics_kept(layer)
-        with (
-            portable(),
-            again,
-        ):  # Paddle's recompute does not see what an operator of ours saves: no gradients come back
+        # Not by native operators: Paddle's recompute does not see what they save, and no gradients would come back.
+        with portable(), again:
             return layer(*inputs)
 
     return recompute(run, *inputs, use_reentrant=False)

@@ -5,9 +5,8 @@ from pathlib import Path, PurePath
 
 FOLDERS = ("configs", "weights")
 _PACKAGE = Path(__file__).resolve().parents[1]
-ROOT = (
-    _PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent
-)  # installed: inside the package; else a checkout
+# Installed, they lie inside the package; in a checkout beside it.
+ROOT = _PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent
 
 
 def shipped(path, folder=""):

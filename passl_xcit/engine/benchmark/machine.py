@@ -1,12 +1,11 @@
 """On what a benchmark was measured: processor, memory, versions."""
 
-import os
 import platform
 from importlib import metadata
-from pathlib import Path
 
 import psutil
 
+from passl_xcit.engine.system_check import of_processor
 from passl_xcit.utils.startup import usable_cores
 
 INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd")
@@ -21,9 +20,9 @@ def describe_machine():
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    model, flags = _processor()
+    flags = (of_processor("flags") or of_processor("Features")).split()  # the latter on Arm
     return {
-        "processor": model,
+        "processor": of_processor("model name") or platform.processor(),
         "instruction_sets": [name for name in INSTRUCTION_SETS if name in flags],
         "cores": usable_cores(),
         "memory_gb": round(psutil.virtual_memory().total / 2**30),
@@ -31,10 +30,3 @@ def describe_machine():
         "python": platform.python_version(),
         **versions,
     }
-
-
-def _processor(cpuinfo="/proc/cpuinfo"):
-    """(name, flags) of the first processor."""
-    lines = Path(cpuinfo).read_text(encoding="utf-8", errors="replace").splitlines() if os.path.exists(cpuinfo) else []
-    found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines[::-1])}
-    return found.get("model name") or platform.processor(), found.get("flags", found.get("Features", "")).split()

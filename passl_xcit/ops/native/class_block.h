@@ -83,21 +83,11 @@ struct ClassBlockForward {
   Panels<Isa> values_of(int head) const { return {values + head * Panels<Isa>::size(channels, d), channels, d}; }
 
   void pack_weights(const Team& team) const {
-    struct Job {
-      Panels<Isa> to;
-      const float* from;
-      long stride;
-    } jobs[] = {{q, op.qkv_weight, 3 * channels},
-                {proj, op.proj_weight, channels},
-                {fc1, op.fc1_weight, hidden},
-                {fc2, op.fc2_weight, channels}};
-    int panels = 0;
-    for (const Job& job : jobs) panels += job.to.count();
-    team.each(panels, [&](int panel, int) {
-      const Job* job = jobs;
-      for (; panel >= job->to.count(); ++job) panel -= job->to.count();
-      job->to.pack(panel, job->from, job->stride);
-    });
+    pack_all<Isa>({{q, op.qkv_weight, 3 * channels},
+                   {proj, op.proj_weight, channels},
+                   {fc1, op.fc1_weight, hidden},
+                   {fc2, op.fc2_weight, channels}},
+                  team);
     team.each(heads, [&](int head, int) { pack_head(head); });
   }
 

@@ -74,6 +74,26 @@ struct Panels {
   }
 };
 
+// A matrix to be packed: row-major, with rows of `stride` floats.
+template <class Isa>
+struct Packing {
+  Panels<Isa> to;
+  const float* from;
+  long stride;
+};
+
+// All panels of some matrices, dealt out to the threads together.
+template <class Isa>
+void pack_all(std::initializer_list<Packing<Isa>> matrices, const Team& team) {
+  int panels = 0;
+  for (const Packing<Isa>& matrix : matrices) panels += matrix.to.count();
+  team.each(panels, [&](int panel, int) {
+    const Packing<Isa>* matrix = matrices.begin();
+    for (; panel >= matrix->to.count(); ++matrix) panel -= matrix->to.count();
+    matrix->to.pack(panel, matrix->from, matrix->stride);
+  });
+}
+
 template <class Isa>
 struct Tile {
   alignas(64) float sums[Isa::tile_rows][panel_columns<Isa>];

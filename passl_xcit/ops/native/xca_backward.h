@@ -126,11 +126,7 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
   }
 
   void pack_back(const Team& team) const {
-    struct Job {
-      const Panels<Isa>& to;
-      const float* from;
-      long stride;
-    };
+    using Job = Packing<Isa>;
     const long three = 3 * channels;
     for (const Job& job : {Job{q_back, op.qkv_weight, three}, Job{k_back, op.qkv_weight + channels, three},
                            Job{v_back, op.qkv_weight + 2 * channels, three}, Job{fc1_back, op.fc1_weight, hidden},

@@ -119,22 +119,12 @@ struct XcaBlockForward {
   size_t grid_size() const { return static_cast<size_t>(op.height + 2) * (op.width + 2) * wide; }
 
   void pack_weights(const Team& team) const {
-    struct Job {
-      Panels<Isa> to;
-      const float* from;
-      long stride;
-    } jobs[] = {{q, op.qkv_weight, 3 * channels},
-                {k, op.qkv_weight + channels, 3 * channels},
-                {v, op.qkv_weight + 2 * channels, 3 * channels},
-                {fc1, op.fc1_weight, hidden},
-                {fc2, op.fc2_weight, channels}};
-    int panels = 0;
-    for (const Job& job : jobs) panels += job.to.count();
-    team.each(panels, [&](int panel, int) {
-      const Job* job = jobs;
-      for (; panel >= job->to.count(); ++job) panel -= job->to.count();
-      job->to.pack(panel, job->from, job->stride);
-    });
+    pack_all<Isa>({{q, op.qkv_weight, 3 * channels},
+                   {k, op.qkv_weight + channels, 3 * channels},
+                   {v, op.qkv_weight + 2 * channels, 3 * channels},
+                   {fc1, op.fc1_weight, hidden},
+                   {fc2, op.fc2_weight, channels}},
+                  team);
     team.each(proj.count(), [&](int panel, int) { proj.pack(panel, op.proj_weight, channels); });
     for (int c = 0; c < P; ++c) {
       const bool there = c < channels;
