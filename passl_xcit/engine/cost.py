@@ -20,7 +20,7 @@ from paddle import nn
 
 from passl_xcit.modeling.backbones.backbone import check_sides
 from passl_xcit.modeling.backbones.xcit import ClassAttentionBlock, ConvPatchEmbed, XCABlock
-from passl_xcit.ops.xcit import applies
+from passl_xcit.ops.conditions import applies
 from passl_xcit.utils.device import peak_memory
 from passl_xcit.utils.errors import DeviceError
 from passl_xcit.utils.logger import TRAINER, get_logger

@@ -14,8 +14,8 @@ from reference_xcit import xca_block
 from test_native_xcit import draw, natively, per_example, widths
 
 from passl_xcit.modeling.backbones.xcit import XCABlock, XCiT
+from passl_xcit.ops.conditions import applies_in_training
 from passl_xcit.ops.library import MODE, Library
-from passl_xcit.ops.xcit import applies_in_training
 
 TOLERANCE = 1e-4  # of the largest value
 STATISTICS = ("local_mp.bn._mean", "local_mp.bn._variance")

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from reference_xcit import class_attention_block, patch_embed, to_tokens, xca_block
 
 from passl_xcit.modeling.backbones.xcit import VARIANTS, ClassAttentionBlock, ConvPatchEmbed, XCABlock, XCiT
-from passl_xcit.ops import xcit as operators
+from passl_xcit.ops.conditions import applies
 from passl_xcit.ops.library import MODE, Library
+from passl_xcit.ops.stem import stem
 
 TOLERANCE = 1e-5  # of the largest value
 per_example = partial(settings, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -107,8 +108,8 @@ class Embedding(paddle.nn.Layer):
         self.patch_embed, self.positions = patch_embed, positions
 
     def forward(self, images):
-        if operators.applies(self.patch_embed, images):
-            return operators.stem(self.patch_embed, images, self.positions)
+        if applies(self.patch_embed, images):
+            return stem(self.patch_embed, images, self.positions)
         return self.patch_embed(images).flatten(2).transpose([0, 2, 1]) + self.positions
 
 
@@ -124,11 +125,11 @@ class Embedding(paddle.nn.Layer):
 )
 def test_the_stem_is_the_textbooks(native, patch_size, in_chans, width, height, columns, batch, threads):
     channels = width * patch_size // 2
-    stem, weights = filled(ConvPatchEmbed(patch_size, in_chans, channels))
+    layer, weights = filled(ConvPatchEmbed(patch_size, in_chans, channels))
     images = draw([batch, in_chans, height * patch_size, columns * patch_size])
     positions = draw([height * columns, channels], seed=1)
     expected = patch_embed(float64(weights), paddle.to_tensor(images.astype("float64")), patch_size, False)
-    embed = Embedding(stem, paddle.to_tensor(positions))
+    embed = Embedding(layer, paddle.to_tensor(positions))
     ours = natively(embed, paddle.to_tensor(images), threads=threads)
     same(ours, to_tokens(expected).numpy() + positions)
     same(ours, portable(embed, paddle.to_tensor(images)))

@@ -13,8 +13,8 @@ from test_native_xcit import draw, make_class_block, make_xca_block, natively, p
 
 from passl_xcit.modeling.attention import channel_maps
 from passl_xcit.modeling.backbones.xcit import XCiT
+from passl_xcit.ops.conditions import applies
 from passl_xcit.ops.library import portable as paddle_only
-from passl_xcit.ops.xcit import applies
 
 TINY = {"patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3}
 

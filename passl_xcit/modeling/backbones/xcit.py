@@ -31,7 +31,10 @@ from passl_xcit.modeling.layers import (
     split_heads,
     trunc_normal_,
 )
-from passl_xcit.ops import xcit as native
+from passl_xcit.ops.class_block import class_block
+from passl_xcit.ops.conditions import applies, applies_in_training
+from passl_xcit.ops.stem import stem
+from passl_xcit.ops.xca_block import train_xca_block, xca_block
 from passl_xcit.utils.registry import BACKBONES
 
 LAYER_NORM_EPS = 1e-6
@@ -198,10 +201,10 @@ class XCABlock(nn.Layer):
 
     def forward(self, x, height, width):
         """[B, N, C] -> [B, N, C]"""
-        if native.applies(self, x):
-            return native.xca_block(self, x, height, width)
-        if native.applies_in_training(self, x):
-            return native.train_xca_block(self, x, height, width)
+        if applies(self, x):
+            return xca_block(self, x, height, width)
+        if applies_in_training(self, x):
+            return train_xca_block(self, x, height, width)
         x = x + self.drop_path(self.gamma1 * self.attn(self.norm1(x)))
         x = x + self.drop_path(self.gamma3 * self.local_mp(self.norm3(x), height, width))
         return x + self.drop_path(self.gamma2 * self.mlp(self.norm2(x)))
@@ -236,8 +239,8 @@ class ClassAttentionBlock(nn.Layer):
 
     def forward(self, x):
         """x [B, M, C], class token first -> [B, M, C]"""
-        if native.applies(self, x):
-            return native.class_block(self, x)
+        if applies(self, x):
+            return class_block(self, x)
         normed = self.norm1(x)
         attended = paddle.concat([self.attn(normed), normed[:, 1:]], axis=1)
         x = x + self.gamma1 * attended
@@ -354,9 +357,9 @@ class XCiT(Backbone):
     def _embed(self, images):
         """images -> patch tokens [B, N, C] before the first block, and their grid (H, W)."""
         self._check_size(images)
-        if native.applies(self.patch_embed, images):
+        if applies(self.patch_embed, images):
             height, width = (length // self.patch_size for length in images.shape[2:])
-            return native.stem(self.patch_embed, images, self.pos_embeder(height, width)), (height, width)
+            return stem(self.patch_embed, images, self.pos_embeder(height, width)), (height, width)
         maps = self.patch_embed(images)  # [B, C, H, W]
         height, width = maps.shape[2:]
         x = maps.flatten(2).transpose([0, 2, 1])  # [B, N, C]
