@@ -8,7 +8,7 @@ import ctypes
 import paddle
 
 from passl_xcit.ops.library import library
-from passl_xcit.ops.structures import addresses, affine, integers, parameters, pointers
+from passl_xcit.ops.structures import addresses, addresses_in, affine, integers, pointers
 
 # In the order of the struct in native/operators.h.
 PARAMETERS = (
@@ -30,5 +30,5 @@ def class_block(block, x):
     """A ClassAttentionBlock in evaluation: x [B, M, C] -> [B, M, C]"""
     y = paddle.empty_like(x)
     sizes = (*x.shape, block.attn.num_heads, block.mlp.fc1.weight.shape[1], block.tokens_norm)
-    library().run("class_block", ClassBlock(*sizes, *addresses(x, y), *parameters(block, PARAMETERS)))
+    library().run("class_block", ClassBlock(*sizes, *addresses(x, y), *addresses_in(block, PARAMETERS)))
     return y

@@ -8,7 +8,7 @@ import ctypes
 import paddle
 
 from passl_xcit.ops.library import library
-from passl_xcit.ops.structures import addresses, integers, parameters, pointers
+from passl_xcit.ops.structures import addresses, addresses_in, integers, pointers
 
 MAX_STAGES = 8
 STAGE_PARAMETERS = ("0.weight", "1.weight", "1.bias", "1._mean", "1._variance")
@@ -35,6 +35,6 @@ def stem(patch_embed, images, positions):
     y = paddle.empty([batch, *positions.shape], dtype="float32")
     operator = Stem(batch, height, width, len(stages), tuple(widths), *addresses(images, positions, y))
     for name in STAGE_PARAMETERS:
-        getattr(operator, name)[: len(stages)] = [parameters(stage, [name])[0] for stage in stages]
+        getattr(operator, name)[: len(stages)] = [addresses_in(stage, [name])[0] for stage in stages]
     library().run("stem", operator, half=True)
     return y

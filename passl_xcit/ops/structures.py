@@ -17,7 +17,7 @@ def integers(*names):
     return [(name, ctypes.c_int64) for name in names]
 
 
-def parameters(layer, names):
+def addresses_in(layer, names):
     """Addresses of parameters and buffers, None for those that the layer does without."""
     return [address(attrgetter(name)(layer)) for name in names]
 

@@ -14,7 +14,7 @@ from paddle.autograd import PyLayer
 
 from passl_xcit.ops.batch_norm import move_statistics
 from passl_xcit.ops.library import library
-from passl_xcit.ops.structures import address, addresses, affine, integers, parameters, pointers
+from passl_xcit.ops.structures import address, addresses, addresses_in, affine, integers, pointers
 
 # In the order of the structs in native/operators.h.
 PARAMETERS = (
@@ -66,7 +66,7 @@ def xca_block(block, x, height, width):
 def _xca_block(block, x, y, height, width):
     batch, _, channels = x.shape
     sizes = (batch, height, width, channels, block.attn.num_heads, block.mlp.fc1.weight.shape[1])
-    return XcaBlock(*sizes, *addresses(x, y), *parameters(block, PARAMETERS))
+    return XcaBlock(*sizes, *addresses(x, y), *addresses_in(block, PARAMETERS))
 
 
 def train_xca_block(block, x, height, width):
@@ -108,8 +108,8 @@ class _TrainedXcaBlock(PyLayer):
         gradients = [paddle.empty_like(tensor) for tensor in (x, *parameters)]
         there = [name for name in TRAINED if attrgetter(name)(ctx.call.block) is not None]
         of_name = dict(zip(there, gradients[1:]))
-        addresses = [address(of_name.get(name)) for name in TRAINED]
-        library().run("xca_backward", XcaBackward(operator, *addresses(dy, gradients[0]), *addresses))
+        gradient_addresses = [address(of_name.get(name)) for name in TRAINED]
+        library().run("xca_backward", XcaBackward(operator, *addresses(dy, gradients[0]), *gradient_addresses))
         wanted = [not tensor.stop_gradient for tensor in (x, *parameters)]
         return tuple(gradient if want else None for gradient, want in zip(gradients, wanted))
 
