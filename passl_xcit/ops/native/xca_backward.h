@@ -8,6 +8,7 @@
 // update's sum (times drop path's factor): dW = D g, db = s g, dg = sum_k W_k D_k + b s. Nothing is divided by g.
 #pragma once
 
+#include "gradients.h"
 #include "xca_training.h"
 
 namespace passl_xcit {
@@ -115,66 +116,13 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
     return most + 16 * wide;
   }
 
-  // Packs the transpose of `from` [columns, depth] with rows of `stride` floats.
-  void pack_transposed(const Panels<Isa>& to, int panel, const float* from, long stride) const {
-    const int first = panel * wide, count = to.columns - first < wide ? to.columns - first : wide;
-    float row[wide] = {};
-    for (int k = 0; k < to.depth; ++k) {
-      for (int j = 0; j < count; ++j) row[j] = from[(first + j) * stride + k];
-      for (int j = 0; j < wide; j += lanes) to.put(panel, k, j, Isa::load(row + j));
-    }
-  }
-
   void pack_back(const Team& team) const {
     using Job = Packing<Isa>;
     const long three = 3 * channels;
     for (const Job& job : {Job{q_back, op.qkv_weight, three}, Job{k_back, op.qkv_weight + channels, three},
                            Job{v_back, op.qkv_weight + 2 * channels, three}, Job{fc1_back, op.fc1_weight, hidden},
                            Job{fc2_back, op.fc2_weight, channels}})
-      team.each(job.to.count(), [&](int panel, int) { pack_transposed(job.to, panel, job.from, job.stride); });
-  }
-
-  // to [rows, stride] += a^T b, for a [R, rows] and b [R, columns] with the strides of their rows.
-  static void add_product(int rows, int R, const float* a, long a_stride, const float* b, long b_stride, int columns,
-                          float* to, long stride) {
-    for (int column = 0; column < columns; column += wide)
-      multiply_panel<Isa>(rows, R, {a, 1, a_stride}, b + column, b_stride, column, columns,
-                          [&](int i, int j, Vector value) {
-                            float* sum = to + i * stride + j;
-                            Isa::store(sum, Isa::load(sum) + value);
-                          });
-  }
-
-  // to [columns] += the sum of R rows.
-  static void add_rows(int R, const float* rows, long stride, int columns, float* to) {
-    for (int c = 0; c < columns; c += lanes) {
-      Vector sum = Isa::load(to + c);
-      for (int i = 0; i < R; ++i) sum = sum + Isa::load(rows + i * stride + c);
-      Isa::store(to + c, sum);
-    }
-  }
-
-  // Adds to `dx`, a row, the gradient of LayerNorm's input x by dy; to `sums` that of its weight and bias.
-  void norm_back(const float* x, float mean, float scale, const float* dy, const float* weight, float* sums,
-                 float* dx) const {
-    const Vector m = Isa::fill(mean), s = Isa::fill(scale);
-    Vector sum = Isa::fill(0), product = Isa::fill(0);
-    for (int c = 0; c < channels; c += lanes) {
-      const int left = channels - c;
-      const Vector normed = (Isa::load(x + c, left) - m) * s, dy_c = Isa::load(dy + c, left);
-      const Vector by_normed = dy_c * Isa::load(weight + c, left);
-      sum = sum + by_normed;
-      product = Isa::fma(by_normed, normed, product);
-      Isa::store(sums + c, Isa::fma(dy_c, normed, Isa::load(sums + c)), left);
-      Isa::store(sums + P + c, Isa::load(sums + P + c) + dy_c, left);
-    }
-    const Vector a = Isa::fill(Isa::sum(sum) / channels), b = Isa::fill(Isa::sum(product) / channels);
-    for (int c = 0; c < channels; c += lanes) {
-      const int left = channels - c;
-      const Vector normed = (Isa::load(x + c, left) - m) * s;
-      const Vector by_normed = Isa::load(dy + c, left) * Isa::load(weight + c, left);
-      Isa::store(dx + c, Isa::fma(s, by_normed - a - normed * b, Isa::load(dx + c, left)), left);
-    }
+      team.each(job.to.count(), [&](int panel, int) { pack_transposed<Isa>(job.to, panel, job.from, job.stride); });
   }
 
   // A block of tokens: the MLP's gradients, and dx2.
@@ -196,7 +144,7 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
         Isa::store(scaled + i * P + c, gradient * keep * optional<Isa>(op.gamma2, c, channels));
       }
     }
-    add_rows(R, r, P, P, to.fc2_rows);
+    add_rows<Isa>(R, r, P, P, to.fc2_rows);
     for (int first = 0; first < hidden; first += kHidden) {
       const int count = hidden - first < kHidden ? hidden - first : kHidden;
       for (int j = 0; j < count; j += wide) {
@@ -208,15 +156,15 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
                               Isa::store(slope + i * kHidden + column, s);
                             });
       }
-      add_product(count, R, active, kHidden, r, P, channels, to.fc2 + static_cast<long>(first) * P, P);
+      add_product<Isa>(count, R, active, kHidden, r, P, channels, to.fc2 + static_cast<long>(first) * P, P);
       for (int j = 0; j < count; j += wide)
         multiply_panel<Isa>(R, channels, {scaled, P, 1}, fc2_back.panel((first + j) / wide), wide, j, count,
                             [&](int i, int column, Vector value) {
                               float* to = slope + i * kHidden + column;
                               Isa::store(to, value * Isa::load(to));
                             });
-      add_product(channels, R, normed, P, slope, kHidden, count, to.fc1 + first, F);
-      add_rows(R, slope, kHidden, count, to.fc1_bias + first);
+      add_product<Isa>(channels, R, normed, P, slope, kHidden, count, to.fc1 + first, F);
+      add_rows<Isa>(R, slope, kHidden, count, to.fc1_bias + first);
       for (int panel = 0; panel < fc1_back.count(); ++panel)
         multiply_panel<Isa>(R, count, {slope, kHidden, 1}, fc1_back.panel(panel, first), wide, panel * wide, channels,
                             [&](int i, int j, Vector value) {
@@ -227,7 +175,8 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
     for (long i = 0; i < R; ++i) {
       float of_row[2];
       moments<Isa>(x2 + i * P, channels, of_row);
-      norm_back(x2 + i * P, of_row[0], of_row[1], dn + i * P, op.norm2_weight, to.norm2, rows + i * P);
+      norm_back<Isa>(x2 + i * P, of_row[0], of_row[1], dn + i * P, op.norm2_weight, channels, to.norm2, to.norm2 + P,
+                     rows + i * P);
     }
   }
 
@@ -324,8 +273,8 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
   // LayerNorm 3: dx2 becomes the gradient by x1.
   void norm3_back(int image, XcaSums& to) const {
     for (long row = static_cast<long>(image) * tokens; row < (image + 1L) * tokens; ++row)
-      norm_back(saved.x1 + row * P, saved.moments[2 * row], saved.moments[2 * row + 1], dz + row * P, op.norm3_weight,
-                to.norm3, dx2 + row * P);
+      norm_back<Isa>(saved.x1 + row * P, saved.moments[2 * row], saved.moments[2 * row + 1], dz + row * P,
+                     op.norm3_weight, channels, to.norm3, to.norm3 + P, dx2 + row * P);
   }
 
   // The attention of an image: its gradients, and dx.
@@ -342,9 +291,9 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
     for (long i = 0; i < tokens; ++i)
       for (int c = 0; c < P; c += lanes)
         Isa::store(r + i * P + c, Isa::keep(Isa::load(dx2 + start + i * P + c) * keep, channels - c));
-    add_rows(tokens, r, P, P, to.proj_rows);
+    add_rows<Isa>(tokens, r, P, P, to.proj_rows);
     __builtin_memset(products, 0, square * sizeof(float));
-    add_product(channels, tokens, saved.v + start, P, r, P, channels, products, P);
+    add_product<Isa>(channels, tokens, saved.v + start, P, r, P, channels, products, P);
     for (int head = 0; head < heads; ++head) head_back(image, head, products, back, by_cosine, own, to, rest);
     for (int block = 0; block < blocks; ++block) qkv_back(image * blocks + block, r, back, by_cosine, own, to, rest);
   }
@@ -443,8 +392,8 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
     };
     int index = 0;
     for (const Part& part : {Part{dq, to.q, q_back}, Part{dk, to.k, k_back}, Part{dv, to.v, v_back}}) {
-      add_product(channels, R, normed, P, part.gradient, P, channels, part.sum, P);
-      add_rows(R, part.gradient, P, channels, to.qkv_bias + index * P);
+      add_product<Isa>(channels, R, normed, P, part.gradient, P, channels, part.sum, P);
+      add_rows<Isa>(R, part.gradient, P, channels, to.qkv_bias + index * P);
       multiply<Isa>(R, {part.gradient, P, 1}, part.back, [&](int i, int j, Vector value) {
         float* sum = dn + static_cast<long>(i) * P + j;
         Isa::store(sum, index ? Isa::load(sum) + value : value);
@@ -457,7 +406,8 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
       moments<Isa>(x + i * channels, channels, of_row);
       for (int c = 0; c < channels; c += lanes)
         Isa::store(dx + c, Isa::load(dx2 + (block.row + i) * P + c, channels - c), channels - c);
-      norm_back(x + i * channels, of_row[0], of_row[1], dn + i * P, op.norm1_weight, to.norm1, dx);
+      norm_back<Isa>(x + i * channels, of_row[0], of_row[1], dn + i * P, op.norm1_weight, channels, to.norm1,
+                     to.norm1 + P, dx);
     }
   }
 
@@ -515,22 +465,23 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
     scaled_update(channels, from.proj, op.proj_weight, op.proj_bias, op.gamma1, from.proj_rows, out.proj_weight,
                   out.proj_bias, out.gamma1);
     for (int k = 0; k < channels; ++k) {
-      copy(from.fc1 + static_cast<long>(k) * F, hidden, out.fc1_weight + static_cast<long>(k) * hidden);
+      copy<Isa>(from.fc1 + static_cast<long>(k) * F, hidden, out.fc1_weight + static_cast<long>(k) * hidden);
       float* to = out.qkv_weight + static_cast<long>(k) * 3 * channels;
-      for (const float* part : {from.q, from.k, from.v}) to = copy(part + static_cast<long>(k) * P, channels, to);
+      for (const float* part : {from.q, from.k, from.v}) to = copy<Isa>(part + static_cast<long>(k) * P, channels, to);
     }
-    copy(from.fc1_bias, hidden, out.fc1_bias);
-    copy(from.temperature, heads, out.temperature);
+    copy<Isa>(from.fc1_bias, hidden, out.fc1_bias);
+    copy<Isa>(from.temperature, heads, out.temperature);
     if (out.qkv_bias)
-      for (int part = 0; part < 3; ++part) copy(from.qkv_bias + part * P, channels, out.qkv_bias + part * channels);
+      for (int part = 0; part < 3; ++part)
+        copy<Isa>(from.qkv_bias + part * P, channels, out.qkv_bias + part * channels);
     const auto pair = [&](const float* of, float* weight, float* bias) {
-      copy(of, channels, weight), copy(of + P, channels, bias);
+      copy<Isa>(of, channels, weight), copy<Isa>(of + P, channels, bias);
     };
     pair(from.norm1, out.norm1_weight, out.norm1_bias);
     pair(from.norm2, out.norm2_weight, out.norm2_bias);
     pair(from.norm3, out.norm3_weight, out.norm3_bias);
     pair(from.bn, out.bn_weight, out.bn_bias);
-    copy(from.conv1_bias, channels, out.conv1_bias);
+    copy<Isa>(from.conv1_bias, channels, out.conv1_bias);
     for (int c = 0; c < channels; ++c) {
       float by_gamma = from.conv2_rows[c] * op.conv2_bias[c];
       for (int tap = 0; tap < 9; ++tap) {
@@ -541,11 +492,6 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
       out.conv2_bias[c] = from.conv2_rows[c] * op.gamma3[c];
       out.gamma3[c] = by_gamma;
     }
-  }
-
-  static float* copy(const float* from, int count, float* to) {
-    for (int i = 0; i < count; i += lanes) Isa::store(to + i, Isa::load(from + i, count - i), count - i);
-    return to + count;
   }
 
   // From D and s, see the top, to the gradients of weight [depth, C], bias and gamma.

@@ -1,0 +1,75 @@
+// What backward passes share: products that are added up, transposed panels, LayerNorm's gradient. All in float32.
+#pragma once
+
+#include "elementwise.h"
+
+namespace passl_xcit {
+
+// Packs panel `index` of the transpose of `from` [columns, depth] with rows of `stride` floats.
+template <class Isa>
+void pack_transposed(const Panels<Isa>& to, int index, const float* from, long stride) {
+  constexpr int wide = panel_columns<Isa>;
+  const int first = index * wide, count = to.columns - first < wide ? to.columns - first : wide;
+  float row[wide] = {};
+  for (int k = 0; k < to.depth; ++k) {
+    for (int j = 0; j < count; ++j) row[j] = from[(first + j) * stride + k];
+    for (int j = 0; j < wide; j += Isa::lanes) to.put(index, k, j, Isa::load(row + j));
+  }
+}
+
+// to [rows, stride] += a^T b, for a [R, rows] and b [R, columns] with the strides of their rows.
+template <class Isa>
+void add_product(int rows, int R, const float* a, long a_stride, const float* b, long b_stride, int columns, float* to,
+                 long stride) {
+  constexpr int wide = panel_columns<Isa>;
+  for (int column = 0; column < columns; column += wide)
+    multiply_panel<Isa>(rows, R, {a, 1, a_stride}, b + column, b_stride, column, columns,
+                        [&](int i, int j, typename Isa::Vector value) {
+                          float* sum = to + i * stride + j;
+                          Isa::store(sum, Isa::load(sum) + value);
+                        });
+}
+
+// to [columns] += the sum of R rows.
+template <class Isa>
+void add_rows(int R, const float* rows, long stride, int columns, float* to) {
+  for (int c = 0; c < columns; c += Isa::lanes) {
+    typename Isa::Vector sum = Isa::load(to + c);
+    for (int i = 0; i < R; ++i) sum = sum + Isa::load(rows + i * stride + c);
+    Isa::store(to + c, sum);
+  }
+}
+
+// Adds to `dx`, a row, the gradient of LayerNorm's input x by dy; to `by_weight` and `by_bias` those of its parameters.
+template <class Isa>
+void norm_back(const float* x, float mean, float scale, const float* dy, const float* weight, int channels,
+               float* by_weight, float* by_bias, float* dx) {
+  using Vector = typename Isa::Vector;
+  const Vector m = Isa::fill(mean), s = Isa::fill(scale);
+  Vector sum = Isa::fill(0), product = Isa::fill(0);
+  for (int c = 0; c < channels; c += Isa::lanes) {
+    const int left = channels - c;
+    const Vector normed = (Isa::load(x + c, left) - m) * s, dy_c = Isa::load(dy + c, left);
+    const Vector by_normed = dy_c * Isa::load(weight + c, left);
+    sum = sum + by_normed;
+    product = Isa::fma(by_normed, normed, product);
+    Isa::store(by_weight + c, Isa::fma(dy_c, normed, Isa::load(by_weight + c)), left);
+    Isa::store(by_bias + c, Isa::load(by_bias + c) + dy_c, left);
+  }
+  const Vector a = Isa::fill(Isa::sum(sum) / channels), b = Isa::fill(Isa::sum(product) / channels);
+  for (int c = 0; c < channels; c += Isa::lanes) {
+    const int left = channels - c;
+    const Vector normed = (Isa::load(x + c, left) - m) * s;
+    const Vector by_normed = Isa::load(dy + c, left) * Isa::load(weight + c, left);
+    Isa::store(dx + c, Isa::fma(s, by_normed - a - normed * b, Isa::load(dx + c, left)), left);
+  }
+}
+
+// Copies `count` floats; the address behind the last one written.
+template <class Isa>
+float* copy(const float* from, int count, float* to) {
+  for (int i = 0; i < count; i += Isa::lanes) Isa::store(to + i, Isa::load(from + i, count - i), count - i);
+  return to + count;
+}
+
+}  // namespace passl_xcit
