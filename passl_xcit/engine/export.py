@@ -33,6 +33,7 @@ from passl_xcit.utils.errors import ConfigError, UserError
 
 FORMATS = ("paddle", "onnx")
 OPSET = 17
+GRAPH_BYTES = 4 * 2**20  # room for a program without its weights, of which an XCiT of 24 blocks has 1.0 MB
 
 
 class Exported(nn.Layer):
@@ -71,6 +72,7 @@ def export_model(model, folder, image_size, softmax=False, formats=FORMATS[:1], 
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder}: is there already and not empty; give another folder")
+    _check_space(folder, model, len(formats))
     was_training = model.training
     with _new_folder(folder) as made, without_chatter():
         exported = Exported(model, softmax)
@@ -83,6 +85,8 @@ def export_model(model, folder, image_size, softmax=False, formats=FORMATS[:1], 
             if "paddle" not in formats:
                 (made / PROGRAM).unlink()
                 (made / PARAMETERS).unlink()
+                kept = {name for name, engine in ENGINES.items() if ONNX in engine.FILES}
+                differences = {of: value for of, value in differences.items() if of.partition(" ")[0] in kept}
             sidecar = _sidecar(exported, made, image_size, preprocess, differences)
         finally:
             model.train() if was_training else model.eval()
@@ -90,20 +94,31 @@ def export_model(model, folder, image_size, softmax=False, formats=FORMATS[:1], 
     return sidecar
 
 
+def _check_space(folder, model, formats):
+    """Before anything is written: on a full disk paddle2onnx ends the whole process without a word."""
+    weights = sum(tensor.size * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
+    needed = (weights + GRAPH_BYTES) * formats
+    there = next(parent for parent in folder.absolute().parents if parent.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise ConfigError(f"{folder}: needs {needed / 1e6:.1f} MB, but {free / 1e6:.1f} MB are free: make room there")
+
+
 @contextlib.contextmanager
 def _new_folder(folder):
     """Yields a folder that becomes `folder` at the end, and is removed after an error."""
+    made = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise ConfigError(f"{folder}: cannot be made: {error.strerror}") from error
-    try:
         yield made
         made.chmod(0o755)
         os.replace(made, folder)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be written: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        if made:
+            shutil.rmtree(made, ignore_errors=True)
 
 
 def _write_program(exported, folder, image_size):

@@ -144,9 +144,13 @@ class ExportedModel:
             return np.log(outputs)
 
     def _check_images(self, channels, height, width):
+        if channels != self.sidecar.channels:
+            raise DataError(f"images have {channels} channels, but the export takes {self.sidecar.channels}")
+        self.check_size(height, width)
+
+    def check_size(self, height, width):
+        """Raise DataError unless the program takes images of so many pixels."""
         said = self.sidecar
-        if channels != said.channels:
-            raise DataError(f"images have {channels} channels, but the export takes {said.channels}")
         if not said.any_size and [height, width] != said.image_size:
             wanted = " x ".join(map(str, said.image_size))
             raise DataError(

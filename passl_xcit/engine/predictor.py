@@ -127,9 +127,19 @@ class Predictor:
             self.model, self.preprocess = _eager(weights, config, device)
         if size is not None:
             self.preprocess = self.preprocess.at_size(size)
+            self._check_size(size)
         self.cost = CostWatch(self.model)
         self.topk = self._checked_topk(topk)
         self.class_names = self.model.class_names if class_names is None else self._checked_names(class_names)
+
+    def _check_size(self, size):
+        """Before any image is read: each of them would be refused."""
+        exported = isinstance(self.model, ExportedModel)
+        check = self.model.check_size if exported else self.model.backbone.check_size
+        try:
+            check(*(self.preprocess.size or (size, size)))
+        except DataError as error:
+            raise ConfigError(f"size {size}: {error}") from error
 
     def _checked_topk(self, topk):
         classes = self.model.num_classes
@@ -308,7 +318,7 @@ def _from_weights(weights):
             pipeline.size, pipeline.resize, pipeline.interpolation, pipeline.mean, pipeline.std
         )
         return factory.create_model(entry.name, pretrained=True), preprocess
-    path = factory.local_file(weights)
+    path = factory.weights_file(weights)
     found = read_weights(path)
     model = model_of_file(found, path)
     if found.preprocess is None:

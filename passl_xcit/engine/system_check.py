@@ -36,6 +36,12 @@ REQUIREMENTS = {
     "packaging": "22.0",
     "jinja2": "3.0",
 }
+# What setup.py's extras for exports ask for: {package: (version, extra)}.
+OPTIONAL = {
+    "paddle2onnx": ("2.1.0", "export"),
+    "onnxruntime": ("1.20", "export"),
+    "openvino": ("2025.4", "openvino"),
+}
 PADDLE = "3.0"
 GIB = 2**30
 LITTLE_MEMORY = 2 * GIB
@@ -65,8 +71,9 @@ OFF = ("", "0", "false", "False")
 
 
 def installation():
-    """Section of the versions of Python, Paddle, this project and its requirements."""
-    return Section("installation", [_python(), _paddle(), _ours(), *map(_requirement, REQUIREMENTS)])
+    """Section of the versions of Python, Paddle, this project, its requirements and what its exports can use."""
+    packages = [*map(_requirement, REQUIREMENTS), *map(_option, OPTIONAL)]
+    return Section("installation", [_python(), _paddle(), _ours(), *packages])
 
 
 def _python():
@@ -89,6 +96,14 @@ def _requirement(name):
     except metadata.PackageNotFoundError:
         return Finding(name, "not installed", "error", f"pip install '{name}>={REQUIREMENTS[name]}'")
     return _version(name, found, REQUIREMENTS[name])
+
+
+def _option(name):
+    needed, extra = OPTIONAL[name]
+    try:
+        return _version(name, metadata.version(name), needed)
+    except metadata.PackageNotFoundError:
+        return Finding(name, f"not installed; optional: pip install 'passl_xcit[{extra}]'")
 
 
 def _version(name, found, needed):

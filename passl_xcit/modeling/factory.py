@@ -16,7 +16,7 @@ from passl_xcit.modeling.weights import load_weights
 from passl_xcit.modeling.zoo import entries, find, normal_form
 from passl_xcit.utils.config import load_config
 from passl_xcit.utils.device import check_device
-from passl_xcit.utils.errors import ConfigError
+from passl_xcit.utils.errors import CheckpointError, ConfigError
 from passl_xcit.utils.logger import TRAINER, get_logger
 from passl_xcit.utils.registry import BACKBONES, HEADS, MODELS
 
@@ -157,7 +157,12 @@ def weights_file(weights):
         CheckpointError: they cannot be had.
     """
     entry = None if os.path.exists(weights) else find(str(weights))
-    return _download(entry) if entry else local_file(weights)
+    if entry:
+        return _download(entry)
+    path = local_file(weights)
+    if Path(path).name == str(path) and not Path(path).suffix and not os.path.exists(path):
+        raise CheckpointError(f"{path}: there is no such file, and no weights of that name{_nearest_names(path)}")
+    return path
 
 
 def _load_pretrained(wrapper):

@@ -1,7 +1,9 @@
 """Exported programs compute what the model computes, or are not kept."""
 
+import errno
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import paddle
@@ -106,6 +108,29 @@ def test_nothing_is_written_over(tmp_path):
         with pytest.raises(ConfigError, match="is there already and not empty; give another folder"):
             export_model(small(), folder, (32, 32))
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(export.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1_500_000))
+    with pytest.raises(ConfigError, match=r"out: needs 8\.\d MB, but 1.5 MB are free: make room there"):
+        export_model(small(), tmp_path / "new" / "out", (32, 32), formats=("paddle", "onnx"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_full_in_the_middle_is_named_and_nothing_is_left(tmp_path, monkeypatch):
+    def write(exported, folder, image_size):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(export, "_write_program", write)
+    with pytest.raises(ConfigError, match="out: cannot be written: No space left on device"):
+        export_model(small(), tmp_path / "out", (32, 32))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_engines_that_cannot_read_what_was_kept_are_not_told_of(tmp_path):
+    pytest.importorskip("onnxruntime")
+    sidecar = export_model(small(), tmp_path / "out", (32, 32), formats=("onnx",))
+    assert "onnxruntime" in sidecar.difference and not {"paddle_inference", "onednn"} & set(sidecar.difference)
 
 
 def test_an_absent_package_is_named(tmp_path, monkeypatch):

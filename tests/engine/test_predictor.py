@@ -229,6 +229,12 @@ def test_wrong_arguments_are_refused(arguments, message, trained):
         Predictor(**{"weights": trained[1], **arguments})
 
 
+def test_a_size_that_the_model_does_not_take_is_refused_before_any_image_is_read():
+    message = "size 30: images of 30 x 30 pixels do not divide into patches of 4"
+    with pytest.raises(ConfigError, match=message):
+        Predictor(DEMO_WEIGHTS, size=30)
+
+
 def test_class_names_may_be_given(trained, images):
     found = Predictor(trained[1], class_names=["x", "y", "z"], topk=1)(images[0])
     assert found[0].top == (found[0].top[0],) and found[0].top[0].name in "xyz"
@@ -270,6 +276,12 @@ def test_weights_that_do_not_fit_the_config_are_refused(trained):
 def test_a_file_that_is_not_there_names_one_that_is(trained):
     with pytest.raises(CheckpointError, match="there is no such file; did you mean 'latest.pdparams'"):
         Predictor(trained[1].with_name("latestt.pdparams"))
+
+
+def test_a_name_that_there_is_not_is_told_the_nearest():
+    message = "xcit_nano_12_p16_225: there is no such file, and no weights of that name; did you mean 'xcit_nano_12_p"
+    with pytest.raises(CheckpointError, match=message):
+        Predictor("xcit_nano_12_p16_225")
 
 
 @pytest.mark.slow

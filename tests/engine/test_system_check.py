@@ -12,6 +12,7 @@ import pytest
 
 from passl_xcit.engine import system_check
 from passl_xcit.engine.system_check import (
+    OPTIONAL,
     PADDLE,
     REQUIREMENTS,
     devices,
@@ -52,6 +53,14 @@ def test_the_versions_that_are_asked_for_are_those_of_setup_py():
     needed = dict(item.value.split(">=") for item in listed.elts)
     assert needed.pop("paddlepaddle") == PADDLE
     assert needed == REQUIREMENTS
+    (extras,) = [node.value for node in ast.walk(tree) if getattr(node, "arg", "") == "extras_require"]
+    extras = {key.value: value for key, value in zip(extras.keys, extras.values)}
+    asked = {
+        name: (version, extra)
+        for extra in ("export", "openvino")
+        for name, version in (requirement.split(">=") for requirement in ast.literal_eval(extras[extra]))
+    }
+    assert asked == OPTIONAL
 
 
 def test_what_is_installed_here_is_well():
@@ -60,7 +69,7 @@ def test_what_is_installed_here_is_well():
 
 
 def test_a_package_that_is_missing_or_too_old_is_an_error_that_says_what_to_install(monkeypatch):
-    versions = {**dict.fromkeys(REQUIREMENTS, "99.1"), "pillow": "9.4.9"}
+    versions = {**dict.fromkeys([*REQUIREMENTS, "paddle2onnx"], "99.1"), "pillow": "9.4.9", "onnxruntime": "1.2"}
     del versions["visualdl"]
 
     def version(name):
@@ -70,7 +79,8 @@ def test_a_package_that_is_missing_or_too_old_is_an_error_that_says_what_to_inst
 
     monkeypatch.setattr(system_check.metadata, "version", version)
     errors = {finding.name: finding for finding in installation().findings if finding.verdict == "error"}
-    assert errors.keys() == {"visualdl", "pillow"}
+    assert errors.keys() == {"visualdl", "pillow", "onnxruntime"}
+    assert found(installation(), "openvino").value == "not installed; optional: pip install 'passl_xcit[openvino]'"
     assert errors["visualdl"].advice == "pip install 'visualdl>=2.5.3'"
     assert errors["pillow"].advice == "9.4.9 is too old: 9.5 or newer is needed"
 

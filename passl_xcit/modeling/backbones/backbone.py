@@ -63,6 +63,10 @@ class Backbone(nn.Layer):
             raise ValueError(f"{type(self).__name__} has no stage '{stage}'; known: {', '.join(self.stages)}")
         return self._extract(images, stage)
 
+    def check_size(self, height, width):
+        """Raise DataError unless the model takes images of so many pixels."""
+        check_sides(height, width, self.size_divisor)
+
     def check_images(self, images):
         """Raise DataError unless `images` are floating-point numbers of shape [B, in_chans, H, W]."""
         if images.ndim != 4:

@@ -16,7 +16,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from passl_xcit.modeling.backbones.backbone import Backbone, check_sides
+from passl_xcit.modeling.backbones.backbone import Backbone
 from passl_xcit.modeling.layers import (
     DropPath,
     Gelu,
@@ -356,7 +356,7 @@ class XCiT(Backbone):
 
     def _embed(self, images):
         """images -> patch tokens [B, N, C] before the first block, and their grid (H, W)."""
-        self._check_size(images)
+        self._check_images(images)
         if applies(self.patch_embed, images):
             height, width = (length // self.patch_size for length in images.shape[2:])
             return stem(self.patch_embed, images, self.pos_embeder(height, width)), (height, width)
@@ -380,12 +380,11 @@ class XCiT(Backbone):
             x = block(x)
         return x
 
-    def _check_size(self, images):
+    def _check_images(self, images):
         self.check_images(images)
         height, width = images.shape[2:]
-        if not isinstance(height, int):  # an exported program for images of any size
-            return
-        check_sides(height, width, self.size_divisor)
+        if isinstance(height, int):  # not in an exported program for images of any size
+            self.check_size(height, width)
 
 
 def _check_sizes(patch_size, embed_dim, depth, num_heads, cls_attn_layers, in_chans):
