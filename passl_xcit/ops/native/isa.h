@@ -113,6 +113,11 @@ struct Avx512Bf16 : Avx512 {
 
   using Avx512::load;
   using Avx512::store;
+  static Vector load(const uint16_t* from) { return _mm512_castsi512_ps(_mm512_slli_epi32(wide(from), 16)); }
+  static Vector load(const uint16_t* from, int count) {
+    const __m256i low = _mm256_maskz_loadu_epi16(count >= lanes ? 0xffff : first(count), from);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(low), 16));
+  }
   static void store(uint16_t* to, Vector x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), rounded(x)); }
   static void store(uint16_t* to, Vector x, int count) {
     if (count >= lanes) store(to, x);
@@ -123,6 +128,10 @@ struct Avx512Bf16 : Avx512 {
   }
   // Units of two rows.
   static Vector pair(Vector low, Vector high) { return _mm512_castsi512_ps(_mm512_or_si512(bits(low), upper(high))); }
+  static Vector pair(const float* low, const float* high) { return pair(load(low), load(high)); }
+  static Vector pair(const uint16_t* low, const uint16_t* high) {
+    return _mm512_castsi512_ps(_mm512_or_si512(wide(low), _mm512_slli_epi32(wide(high), 16)));
+  }
   // `units` with x in their upper halves.
   static Vector with_upper(Vector units, Vector x) {
     return _mm512_castsi512_ps(_mm512_or_si512(_mm512_castps_si512(units), upper(x)));
@@ -130,6 +139,9 @@ struct Avx512Bf16 : Avx512 {
 
  private:
   static __m256i rounded(Vector x) { return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)); }
+  static __m512i wide(const uint16_t* from) {
+    return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  }
   static __m512i bits(Vector x) { return _mm512_cvtepu16_epi32(rounded(x)); }
   static __m512i upper(Vector x) { return _mm512_slli_epi32(bits(x), 16); }
 };

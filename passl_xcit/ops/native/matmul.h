@@ -42,6 +42,38 @@ Rows rows_of(const typename Isa::Element* data, long stride) {
   return {reinterpret_cast<const float*>(data), stride / Isa::per_unit, 1};
 }
 
+// Rows in units of rows that follow one another, zero beyond the last: unit (k, j) is at data[k * stride + j]. Of two of
+// them, products a^T b are made, whose depth are the rows.
+struct RowUnits {
+  const float* data;
+  long stride;
+
+  Rows transposed() const { return {data, 1, stride}; }
+};
+
+// Floats that `pair_rows` needs.
+template <class Isa>
+size_t pairs_size(int rows, int columns) {
+  return Isa::per_unit == 1 ? 0 : static_cast<size_t>(units<Isa>(rows)) * (padded<Isa>(columns) + Isa::lanes);
+}
+
+// Rows of `stride` elements or floats as units in `memory`; rows of floats where a unit is a float stay where they are.
+template <class Isa, class Element>
+RowUnits pair_rows(int rows, const Element* from, long stride, int columns, float* memory) {
+  if constexpr (Isa::per_unit == 1) {
+    return {from, stride};
+  } else {
+    const long length = padded<Isa>(columns) + Isa::lanes;  // no power of two: rows would share a part of the cache
+    const Element nothing[Isa::lanes] = {};
+    for (int k = 0; k < rows; k += 2)
+      for (int j = 0; j < columns; j += Isa::lanes) {
+        const Element *low = from + k * stride + j, *high = k + 1 < rows ? low + stride : nothing;
+        Isa::store(memory + k / 2 * length + j, Isa::pair(low, high));
+      }
+    return {memory, length};
+  }
+}
+
 // Panels of a packed matrix, each [units of depth, panel_columns].
 template <class Isa>
 struct Panels {

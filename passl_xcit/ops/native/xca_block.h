@@ -29,14 +29,13 @@ struct XcaBlockForward {
   const int tokens, channels, heads, d, hidden, P, Q;
   const int block_tokens, blocks;  // tokens of a block, fewer in the last one; blocks of an image
 
-  Panels<Isa> q, k, v, fc1, fc2;
-  Panels<Float> proj;
+  Panels<Isa> q, k, v, proj, fc1, fc2;
   float *conv1, *conv2, *bn_scale, *bn_shift;  // [9, P], [9, P], [P], [P]
 
   // What the phases of some images hand on.
   struct Images {
     Element* v;      // [images, N, P]
-    float* qk;       // [images, N, Q], or null: in the scratch then
+    Element* qk;     // [images, N, Q], or null: in the scratch then
     float* cosines;  // [images, h, d, d], the normalised Gram matrices, or null
     float* gram;     // [images, blocks, h, d, d]
     float* norms;    // [images, blocks, 2, P]
@@ -87,8 +86,7 @@ struct XcaBlockForward {
       return Panels<Isa>{workspace.floats(Panels<Isa>::size(depth, columns)), depth, columns};
     };
     q = take(channels, channels), k = take(channels, channels), v = take(channels, channels);
-    fc1 = take(channels, hidden), fc2 = take(hidden, channels);
-    proj = {workspace.floats(Panels<Float>::size(channels, channels)), channels, channels};
+    proj = take(channels, channels), fc1 = take(channels, hidden), fc2 = take(hidden, channels);
     conv1 = workspace.floats(9 * P), conv2 = workspace.floats(9 * P);
     bn_scale = workspace.floats(P), bn_shift = workspace.floats(P);
   }
@@ -107,8 +105,8 @@ struct XcaBlockForward {
   }
 
   size_t scratch_size() const {
-    const size_t attention = static_cast<size_t>(block_tokens) * (P + Q);
-    const size_t head = static_cast<size_t>(d) * (d + 1) + wide;
+    const size_t attention = static_cast<size_t>(block_tokens) * (P + Q) + pairs_size<Isa>(block_tokens, Q);
+    const size_t head = static_cast<size_t>(d) * (d + 1) + 2 * wide + pairs_size<Isa>(d, d);
     const size_t grids = 2 * grid_size();
     const size_t mlp = static_cast<size_t>(block_tokens) * (2 * P + padded<Isa>(kHidden)) + wide;
     size_t most = attention;
@@ -122,10 +120,10 @@ struct XcaBlockForward {
     pack_all<Isa>({{q, op.qkv_weight, 3 * channels},
                    {k, op.qkv_weight + channels, 3 * channels},
                    {v, op.qkv_weight + 2 * channels, 3 * channels},
+                   {proj, op.proj_weight, channels},
                    {fc1, op.fc1_weight, hidden},
                    {fc2, op.fc2_weight, channels}},
                   team);
-    team.each(proj.count(), [&](int panel, int) { proj.pack(panel, op.proj_weight, channels); });
     for (int c = 0; c < P; ++c) {
       const bool there = c < channels;
       for (int tap = 0; tap < 9; ++tap) {
@@ -164,9 +162,10 @@ struct XcaBlockForward {
   // A block's q, k and v; its part of the Gram matrices and of the norms.
   void project_in(const float* x, int item, const Images& to, float* scratch) const {
     const Block block = block_of(item);
-    Element* normed = reinterpret_cast<Element*>(scratch);      // [block_tokens, P]
-    float* qk = scratch + static_cast<long>(block_tokens) * P;  // [block_tokens, Q]
-    if (to.qk) qk = to.qk + block.row * Q;
+    Element* normed = reinterpret_cast<Element*>(scratch);       // [block_tokens, P]
+    float* free = scratch + static_cast<long>(block_tokens) * P;
+    Element* qk = to.qk ? to.qk + block.row * Q : reinterpret_cast<Element*>(free);  // [block_tokens, Q]
+    float* pairs = free + static_cast<long>(block_tokens) * Q / Isa::per_unit;
     for (int i = 0; i < block.count; ++i)
       layer_norm<Isa>(x + (block.row + i) * channels, op.norm1_weight, op.norm1_bias, channels, P,
                       normed + static_cast<long>(i) * P);
@@ -181,12 +180,13 @@ struct XcaBlockForward {
     into(k, bias ? bias + channels : nullptr, qk + P, Q);
     into(v, bias ? bias + 2 * channels : nullptr, to.v + block.row * P, P);
     add_norms(qk, block.count, to.norms + static_cast<long>(item) * 2 * P);
+    const RowUnits both = pair_rows<Isa>(block.count, qk, Q, 2 * P, pairs);
     for (int head = 0; head < heads; ++head)
-      gram_of_head(qk + head * d, block.count, to.gram + (static_cast<long>(item) * heads + head) * d * d);
+      gram_of_head(head, block.count, both, to.gram + (static_cast<long>(item) * heads + head) * d * d);
   }
 
   // The squares of each column of qk [count, Q], added up.
-  void add_norms(const float* qk, int count, float* norms) const {
+  void add_norms(const Element* qk, int count, float* norms) const {
     for (int c = 0; c < 2 * P; c += lanes) {
       Vector sum = Isa::fill(0);
       for (int i = 0; i < count; ++i) {
@@ -197,10 +197,11 @@ struct XcaBlockForward {
     }
   }
 
-  void gram_of_head(const float* qk, int count, float* gram) const {
+  void gram_of_head(int head, int count, RowUnits both, float* gram) const {
+    const float *q = both.data + head * d, *k = q + P;
     for (int column = 0; column < d; column += wide)
-      multiply_panel<Float>(d, count, {qk, 1, Q}, qk + P + column, Q, column, d,
-                            [&](int i, int j, Vector value) { Isa::store(gram + i * d + j, value, d - j); });
+      multiply_panel<Isa>(d, units<Isa>(count), {q, 1, both.stride}, k + column, both.stride, column, d,
+                          [&](int i, int j, Vector value) { Isa::store(gram + i * d + j, value, d - j); });
   }
 
   // A head's attention A of an image, and its rows of A^T Wp.
@@ -208,9 +209,10 @@ struct XcaBlockForward {
     const int image = item / heads, head = item % heads;
     add_gram(item, to, attention);
     Panels<Isa> mixed{to.mixed + image * Panels<Isa>::size(channels, channels), channels, channels};
+    const Rows turned = pair_rows<Isa>(d, attention, d, d, attention + d * (d + 1) + wide).transposed();
     for (int panel = 0; panel < proj.count(); ++panel)
-      multiply_panel<Float>(d, d, {attention, 1, d}, proj.panel(panel, head * d), wide, 0, wide,
-                            [&](int i, int j, Vector value) { mixed.put(panel, head * d + i, j, value); });
+      multiply_panel<Isa>(d, units<Isa>(d), turned, proj.panel(panel, head * d), wide, 0, wide,
+                          [&](int i, int j, Vector value) { mixed.put(panel, head * d + i, j, value); });
   }
 
   void add_gram(int item, const Images& to, float* attention) const {
