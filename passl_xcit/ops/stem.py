@@ -1,17 +1,26 @@
-"""The convolutional stem in C++: what ConvPatchEmbed's own `forward` says, faster.
+"""The convolutional stem in C++, in evaluation and in training: what ConvPatchEmbed's own `forward` says, faster.
 
 Shapes as in native/operators.h.
 """
 
 import ctypes
+from dataclasses import dataclass
+from operator import attrgetter
 
 import paddle
+from paddle import nn
+from paddle.autograd import PyLayer
 
+from passl_xcit.ops.batch_norm import move_statistics
 from passl_xcit.ops.library import library
-from passl_xcit.ops.structures import addresses, addresses_in, integers, pointers
+from passl_xcit.ops.structures import address, addresses, integers, pointers
 
 MAX_STAGES = 8
-STAGE_PARAMETERS = ("0.weight", "1.weight", "1.bias", "1._mean", "1._variance")
+TRAINED = ("0.weight", "1.weight", "1.bias")  # of a stage: convolution, BatchNorm
+
+
+def of_stages(*names):
+    return [(name, ctypes.c_void_p * MAX_STAGES) for name in names]
 
 
 class Stem(ctypes.Structure):
@@ -19,8 +28,16 @@ class Stem(ctypes.Structure):
         *integers("batch", "height", "width", "stages"),
         ("widths", ctypes.c_int64 * (MAX_STAGES + 1)),
         *pointers("images", "positions", "y"),
-        *[(name, ctypes.c_void_p * MAX_STAGES) for name in STAGE_PARAMETERS],
+        *of_stages(*TRAINED, "1._mean", "1._variance"),
     ]
+
+
+class StemTraining(ctypes.Structure):
+    _fields_ = [("stem", Stem), *of_stages("mean", "variance"), *pointers("saved")]
+
+
+class StemBackward(ctypes.Structure):
+    _fields_ = [("forward", StemTraining), *pointers("dy", "images", "positions"), *of_stages(*TRAINED)]
 
 
 def stem(patch_embed, images, positions):
@@ -29,12 +46,70 @@ def stem(patch_embed, images, positions):
     Args:
         positions: [N, C]
     """
-    stages = list(patch_embed.proj)[::2]  # GELU lies between them
+    y = paddle.empty([images.shape[0], *positions.shape], dtype="float32")
+    library().run("stem", _stem(patch_embed, images, positions, y), half=True)
+    return y
+
+
+def _stages(patch_embed):
+    return list(patch_embed.proj)[::2]  # GELU lies between them
+
+
+def _stem(patch_embed, images, positions, y):
+    stages = _stages(patch_embed)
     batch, channels, height, width = images.shape
     widths = [channels, *(stage[0].weight.shape[0] for stage in stages)]
-    y = paddle.empty([batch, *positions.shape], dtype="float32")
     operator = Stem(batch, height, width, len(stages), tuple(widths), *addresses(images, positions, y))
-    for name in STAGE_PARAMETERS:
-        getattr(operator, name)[: len(stages)] = [addresses_in(stage, [name])[0] for stage in stages]
-    library().run("stem", operator, half=True)
-    return y
+    for name in (*TRAINED, "1._mean", "1._variance"):
+        getattr(operator, name)[: len(stages)] = [address(attrgetter(name)(stage)) for stage in stages]
+    return operator
+
+
+def train_stem(patch_embed, images, positions):
+    """A ConvPatchEmbed in training and the positional encoding, with gradients; arguments and result as of `stem`.
+
+    It moves BatchNorm's running statistics.
+    """
+    weights = [weight for stage in _stages(patch_embed) for weight in (stage[0].weight, stage[1].weight, stage[1].bias)]
+    return _TrainedStem.apply(images, positions, _Call(patch_embed), *weights)
+
+
+@dataclass
+class _Call:
+    """What no gradient is taken of; PyLayer looks for tensors in lists and tuples."""
+
+    patch_embed: nn.Layer
+
+
+class _TrainedStem(PyLayer):
+    @staticmethod
+    def forward(ctx, images, positions, call, *weights):
+        y = paddle.empty([images.shape[0], *positions.shape], dtype="float32")
+        operator = StemTraining(_stem(call.patch_embed, images, positions, y))
+        norms = [stage[1] for stage in _stages(call.patch_embed)]
+        means, variances = ([paddle.empty_like(norm._mean) for norm in norms] for _ in range(2))
+        saved = paddle.empty([library().size_of("stem_saved", operator) // 4 + 1], dtype="float32")
+        operator.mean[: len(norms)], operator.variance[: len(norms)] = addresses(*means), addresses(*variances)
+        operator.saved = address(saved)
+        library().run("stem_training", operator)
+        for norm, mean, variance in zip(norms, means, variances):
+            move_statistics(norm, mean, variance)
+        ctx.save_for_backward(saved, images, positions, *weights)
+        ctx.call = call
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        saved, images, positions, *weights = ctx.saved_tensor()
+        inputs, dy = (images, positions, *weights), dy.contiguous()
+        wanted = [not tensor.stop_gradient for tensor in inputs]
+        gradients = [paddle.empty_like(tensor) for tensor in inputs]
+        forward = StemTraining(_stem(ctx.call.patch_embed, images, positions, dy), saved=address(saved))
+        # Gradients of images and positions are computed only if somebody wants them.
+        first_two = [address(gradient) if want else None for gradient, want in zip(gradients[:2], wanted)]
+        operator = StemBackward(forward, address(dy), *first_two)
+        for index, name in enumerate(TRAINED):
+            of_name = gradients[2 + index :: len(TRAINED)]
+            getattr(operator, name)[: len(of_name)] = addresses(*of_name)
+        library().run("stem_backward", operator)
+        return tuple(gradient if want else None for gradient, want in zip(gradients, wanted))

@@ -33,7 +33,7 @@ from passl_xcit.modeling.layers import (
 )
 from passl_xcit.ops.class_block import class_block
 from passl_xcit.ops.conditions import applies, applies_in_training
-from passl_xcit.ops.stem import stem
+from passl_xcit.ops.stem import stem, train_stem
 from passl_xcit.ops.xca_block import train_xca_block, xca_block
 from passl_xcit.utils.registry import BACKBONES
 
@@ -357,13 +357,22 @@ class XCiT(Backbone):
     def _embed(self, images):
         """images -> patch tokens [B, N, C] before the first block, and their grid (H, W)."""
         self._check_images(images)
-        if applies(self.patch_embed, images):
+        compute = self._native_stem(images)
+        if compute is not None:
             height, width = (length // self.patch_size for length in images.shape[2:])
-            return stem(self.patch_embed, images, self.pos_embeder(height, width)), (height, width)
+            return compute(self.patch_embed, images, self.pos_embeder(height, width)), (height, width)
         maps = self.patch_embed(images)  # [B, C, H, W]
         height, width = maps.shape[2:]
         x = maps.flatten(2).transpose([0, 2, 1])  # [B, N, C]
         return self.pos_drop(x + self.pos_embeder(height, width)), (height, width)
+
+    def _native_stem(self, images):
+        """The native function that computes the stem and adds the positional encoding, or None."""
+        if all(applies(layer, images) for layer in (self.patch_embed, self.pos_embeder, self.pos_drop)):
+            return stem
+        if applies_in_training(self.patch_embed, images) and not self.pos_drop.p:
+            return train_stem
+        return None
 
     def _patch_blocks(self, x, grid, count=None):
         """[B, N, C] -> [B, N, C] after the first `count` XCA blocks, or after all."""

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "class_block.h"
-#include "stem.h"
+#include "stem_backward.h"
 #include "xca_backward.h"
 
 namespace passl_xcit {
@@ -12,9 +12,9 @@ size_t run(const Operator& op, void* workspace, const Team& team) {
   return Forward<Isa>(op).run(workspace, team);
 }
 
-template <class Isa>
-size_t saved_of(const XcaTraining& op, void*, const Team&) {
-  return XcaBlockTraining<Isa>(op).saved_bytes;
+template <template <class> class Forward, class Isa, class Operator>
+size_t saved_of(const Operator& op, void*, const Team&) {
+  return Forward<Isa>(op).saved_bytes;
 }
 
 template <class Isa>
@@ -22,10 +22,13 @@ Operators implemented() {
   using Float = typename Isa::Float;
   return {run<XcaBlockForward, Isa, XcaBlock>,
           run<XcaBlockTraining, Float, XcaTraining>,
-          saved_of<Float>,
+          saved_of<XcaBlockTraining, Float, XcaTraining>,
           run<XcaBlockBackward, Float, XcaBackward>,
           run<ClassBlockForward, Float, ClassBlock>,
-          run<StemForward, Isa, Stem>};
+          run<StemForward, Isa, Stem>,
+          run<StemTrainingForward, Float, StemTraining>,
+          saved_of<StemTrainingForward, Float, StemTraining>,
+          run<StemTrainingBackward, Float, StemBackward>};
 }
 
 }  // namespace passl_xcit

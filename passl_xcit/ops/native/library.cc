@@ -81,4 +81,13 @@ size_t passl_xcit_class_block(const Set* set, const ClassBlock* op, void* worksp
 size_t passl_xcit_stem(const Set* set, const Stem* op, void* workspace, int threads) {
   return run(set->operators().stem, op, workspace, threads);
 }
+size_t passl_xcit_stem_training(const Set* set, const StemTraining* op, void* workspace, int threads) {
+  return run(set->operators().stem_training, op, workspace, threads);
+}
+size_t passl_xcit_stem_saved(const Set* set, const StemTraining* op, void* workspace, int threads) {
+  return run(set->operators().stem_saved, op, workspace, threads);
+}
+size_t passl_xcit_stem_backward(const Set* set, const StemBackward* op, void* workspace, int threads) {
+  return run(set->operators().stem_backward, op, workspace, threads);
+}
 }

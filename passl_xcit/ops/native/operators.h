@@ -84,6 +84,25 @@ struct Stem {
   const float *bn_mean[kMaxStages], *bn_variance[kMaxStages];
 };
 
+// The same in training: BatchNorm by the batch's own statistics.
+struct StemTraining {
+  Stem stem;
+  float *mean[kMaxStages], *variance[kMaxStages];  // [widths[i + 1]], of BatchNorm's input; written by the forward pass
+  float* saved;                                    // what the backward pass needs; written by the forward pass
+};
+
+struct StemGradients {
+  const float* dy;            // [B, N, C]
+  float *images, *positions;  // null where they are not wanted
+  float* weights[kMaxStages];
+  float *bn_weight[kMaxStages], *bn_bias[kMaxStages];
+};
+
+struct StemBackward {
+  StemTraining forward;
+  StemGradients gradients;
+};
+
 // Each returns the bytes of the workspace it needs, and computes only where `workspace` is given.
 struct Operators {
   size_t (*xca_block)(const XcaBlock&, void* workspace, const Team&);
@@ -92,6 +111,9 @@ struct Operators {
   size_t (*xca_backward)(const XcaBackward&, void* workspace, const Team&);
   size_t (*class_block)(const ClassBlock&, void* workspace, const Team&);
   size_t (*stem)(const Stem&, void* workspace, const Team&);
+  size_t (*stem_training)(const StemTraining&, void* workspace, const Team&);
+  size_t (*stem_saved)(const StemTraining&, void* workspace, const Team&);  // bytes of `saved`
+  size_t (*stem_backward)(const StemBackward&, void* workspace, const Team&);
 };
 
 Operators avx2_operators();

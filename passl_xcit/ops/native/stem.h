@@ -24,9 +24,9 @@ struct StemForward {
   static constexpr int wide = panel_columns<Isa>;
 
   const Stem& op;
-  const int stages, rows, bands, band_rows;  // rows of tokens
-  Panels<Isa> weights[kMaxStages];           // [9 * in, out], BatchNorm's factor in it
-  float* shifts[kMaxStages];                 // [out]
+  const int stages, rows, bands, band_rows;        // rows of tokens
+  Panels<Isa> weights[kMaxStages];                 // [9 * in, out], with BatchNorm's factor
+  float *scales[kMaxStages], *shifts[kMaxStages];  // [out], BatchNorm as a factor and a sum
 
   struct Band {
     long image;
@@ -45,37 +45,46 @@ struct StemForward {
 
   size_t run(void* memory, const Team& team) {
     Workspace workspace(memory);
+    take_weights(workspace);
     for (int stage = 0; stage < stages; ++stage) {
-      const int depth = 9 * op.widths[stage], out = op.widths[stage + 1];
-      weights[stage] = {workspace.floats(Panels<Isa>::size(depth, out)), depth, out};
-      shifts[stage] = workspace.floats(padded<Isa>(out));
+      scales[stage] = workspace.floats(padded<Isa>(op.widths[stage + 1]));
+      shifts[stage] = workspace.floats(padded<Isa>(op.widths[stage + 1]));
     }
     Band of_thread[kMaxThreads];
     for (int thread = 0; thread < team.threads; ++thread) take_band(workspace, of_thread[thread]);
     if (!memory) return workspace.bytes();
-    for (int stage = 0; stage < stages; ++stage)
-      team.each(weights[stage].count(), [&](int panel, int) { pack(stage, panel); });
+    for (int stage = 0; stage < stages; ++stage) {
+      fold_batch_norm(stage);
+      team.each(weights[stage].count(), [&](int panel, int) { pack(stage, panel, scales[stage]); });
+    }
     team.each(op.batch * bands, [&](int item, int thread) {
       Band& band = of_thread[thread];
       band.image = item / bands;
       band.y = op.y + band.image * rows * width_of(stages) * op.widths[stages];
       set_rows(item % bands * band_rows, band);
       if (band.lo[stages] >= band.hi[stages]) return;
-      read_images(band);
+      read_image(band.image, band.lo[0], band.hi[0], band.grids[0]);
       for (int stage = 0; stage < stages; ++stage) convolve(stage, band);
     });
     return workspace.bytes();
   }
 
- private:
+ protected:
   int width_of(int stage) const { return op.width >> stage; }
   long line_of(int stage) const { return (width_of(stage) + 1) * op.widths[stage]; }
   // Elements of a patch, in whole units.
-  long length_of(int stage) const { return units<Isa>(weights[stage].depth) * Isa::per_unit; }
+  long length_of(int stage) const { return units<Isa>(9 * op.widths[stage]) * Isa::per_unit; }
   // Patches [pixels, 9 * in] that are multiplied at a time.
   int patches_of(int stage) const {
-    const int most = kPixels / Isa::tile_rows, tiles = kPatchFloats / weights[stage].depth / Isa::tile_rows;
+    const int most = kPixels / Isa::tile_rows, tiles = kPatchFloats / (9 * op.widths[stage]) / Isa::tile_rows;
     return (tiles < 1 ? 1 : tiles > most ? most : tiles) * Isa::tile_rows;
+  }
+
+  void take_weights(Workspace& workspace) {
+    for (int stage = 0; stage < stages; ++stage) {
+      const int depth = 9 * op.widths[stage], out = op.widths[stage + 1];
+      weights[stage] = {workspace.floats(Panels<Isa>::size(depth, out)), depth, out};
+    }
   }
 
   void take_band(Workspace& workspace, Band& band) const {
@@ -90,19 +99,23 @@ struct StemForward {
     band.patches = reinterpret_cast<Element*>(workspace.floats(patches));
   }
 
-  void pack(int stage, int panel) const {
+  void fold_batch_norm(int stage) const {
+    for (int c = 0; c < op.widths[stage + 1]; ++c) {
+      scales[stage][c] = op.bn_weight[stage][c] / __builtin_sqrtf(op.bn_variance[stage][c] + 1e-5f);
+      shifts[stage][c] = op.bn_bias[stage][c] - op.bn_mean[stage][c] * scales[stage][c];
+    }
+  }
+
+  // Packs a panel of a stage's weight, its columns times `factors` if there are any.
+  void pack(int stage, int panel, const float* factors) const {
     const int in = op.widths[stage], first = panel * wide;
     const int count = op.widths[stage + 1] - first < wide ? op.widths[stage + 1] - first : wide;
-    float scales[wide], row[wide] = {};
-    for (int j = 0; j < count; ++j) {
-      const int c = first + j;
-      scales[j] = op.bn_weight[stage][c] / __builtin_sqrtf(op.bn_variance[stage][c] + 1e-5f);
-      shifts[stage][c] = op.bn_bias[stage][c] - op.bn_mean[stage][c] * scales[j];
-    }
+    float row[wide] = {};
     for (int tap = 0; tap < 9; ++tap)
       for (int i = 0; i < in; ++i) {
         for (int j = 0; j < count; ++j)
-          row[j] = op.weights[stage][(static_cast<long>(first + j) * in + i) * 9 + tap] * scales[j];
+          row[j] =
+              op.weights[stage][(static_cast<long>(first + j) * in + i) * 9 + tap] * (factors ? factors[first + j] : 1);
         for (int j = 0; j < wide; j += lanes) weights[stage].put(panel, tap * in + i, j, Isa::load(row + j));
       }
   }
@@ -118,20 +131,21 @@ struct StemForward {
     }
   }
 
-  void clear_edges(int stage, const Band& band) const {
-    const long line = line_of(stage);
-    for (int row = 0; row < band.hi[stage] - band.lo[stage]; ++row)
-      __builtin_memset(band.grids[stage] + row * line, 0, op.widths[stage] * sizeof(Element));
-    if (band.lo[stage] < 0) __builtin_memset(band.grids[stage], 0, line * sizeof(Element));
+  // Zeros left of the rows lo to hi - 1 of a map, and above its first row.
+  void clear_edges(int map, int lo, int hi, Element* grid) const {
+    const long line = line_of(map);
+    for (int row = 0; row < hi - lo; ++row) __builtin_memset(grid + row * line, 0, op.widths[map] * sizeof(Element));
+    if (lo < 0) __builtin_memset(grid, 0, line * sizeof(Element));
   }
 
-  void read_images(const Band& band) const {
-    clear_edges(0, band);
+  // Rows lo to hi - 1 of an image into a grid.
+  void read_image(long image, int lo, int hi, Element* grid) const {
+    clear_edges(0, lo, hi, grid);
     const long in = op.widths[0];
-    for (int row = band.lo[0] < 0 ? 0 : band.lo[0]; row < band.hi[0]; ++row)
+    for (int row = lo < 0 ? 0 : lo; row < hi; ++row)
       for (long c = 0; c < in; ++c) {
-        const float* from = op.images + ((band.image * in + c) * op.height + row) * op.width;
-        Element* to = band.grids[0] + (row - band.lo[0]) * line_of(0) + in + c;
+        const float* from = op.images + ((image * in + c) * op.height + row) * op.width;
+        Element* to = grid + (row - lo) * line_of(0) + in + c;
         for (long column = 0; column < op.width; column += lanes) {
           Element elements[lanes];
           Isa::store(elements, Isa::load(from + column, op.width - column));
@@ -144,13 +158,14 @@ struct StemForward {
     const int lo = band.lo[stage + 1] < 0 ? 0 : band.lo[stage + 1];
     const int width = width_of(stage + 1), pixels = (band.hi[stage + 1] - lo) * width, chunk = patches_of(stage);
     const long out = op.widths[stage + 1], length = length_of(stage);
-    if (stage < stages - 1) clear_edges(stage + 1, band);
+    if (stage < stages - 1) clear_edges(stage + 1, band.lo[stage + 1], band.hi[stage + 1], band.grids[stage + 1]);
     long row = lo, column = 0;
     for (int first = 0; first < pixels; first += chunk) {
       const int count = pixels - first < chunk ? pixels - first : chunk;
       long places[kPixels];  // of the outputs, in the grid or among the image's tokens
       for (int i = 0; i < count; ++i) {
-        gather(stage, band, row, column, band.patches + i * length);
+        const Element* lines = band.grids[stage] + (2 * row - 1 - band.lo[stage]) * line_of(stage);
+        gather(stage, lines, column, band.patches + i * length);
         places[i] = stage == stages - 1 ? (row * width + column) * out
                                         : (row - band.lo[stage + 1]) * line_of(stage + 1) + (column + 1) * out;
         if (++column == width) column = 0, ++row;
@@ -166,14 +181,14 @@ struct StemForward {
     Isa::store(band.y + place, value + Isa::load(op.positions + place, count), count);
   }
 
-  // The nine pixels below an output pixel, one after the other. Copies run over the end: the next one covers that.
-  void gather(int stage, const Band& band, long row, long column, Element* to) const {
+  // The nine pixels below an output pixel, one after the other, from three lines of a grid. Copies run over the end:
+  // the next one covers that.
+  void gather(int stage, const Element* lines, long column, Element* to) const {
     constexpr int step = lanes * Isa::per_unit;
     const int three = 3 * op.widths[stage];
     Element* const end = to + 3 * three;
     for (int y = 0; y < 3; ++y, to += three) {
-      const long line = 2 * row - 1 + y - band.lo[stage];
-      const Element* from = band.grids[stage] + line * line_of(stage) + 2 * column * op.widths[stage];
+      const Element* from = lines + y * line_of(stage) + 2 * column * op.widths[stage];
       for (int c = 0; c < three; c += step) copy(from + c, to + c);
     }
     if (three % Isa::per_unit) *end = 0;
