@@ -5,7 +5,9 @@ python tools/benchmark.py --models xcit_nano_12_p16,xcit_nano_12_p8 --modes infe
     --engines eager,onednn,onnxruntime --vs textbook,timm-eager,timm-compile --peer_python PYTHON --output peers.json
 python tools/benchmark.py --pipeline CONFIG.yaml --data_dir DIR --num_workers 0,1,2 --output outputs/pipeline.json
 python tools/benchmark.py --startup --output outputs/startup.json
-python tools/benchmark.py --write_page docs/benchmarks.md          fills the blocks of a page from the files they name
+python tools/benchmark.py --models xcit_nano_12_p16 --image_sizes 224,512,1024 --batch_sizes 1 --threads 1,2 \\
+    --output outputs/tokens.json
+python tools/benchmark.py --write_page docs/benchmarks.md    fills the blocks of a page from their files, with pictures
 
 A measurement that was stopped goes on when it is started again. Only ratios say something: the speed of the first
 contender is 1. Lists have commas between. What each contender is, and what was measured here: docs/benchmarks.md.
@@ -65,9 +67,10 @@ def parse_args(argv):
     parser.add_argument("--num_workers", type=counts, default=[0, 1, 2], help="for --pipeline (default 0,1,2)")
     parser.add_argument("--startup", action="store_true", help="how long commands take before they do anything")
     parser.add_argument("--repeats", type=number, default=7, help="turns of each (default 7)")
-    parser.add_argument("--threads", type=number, default=usable_cores(), help="of each (default one a core)")
+    parser.add_argument("--threads", type=numbers, default=[usable_cores()], help="of each (default one a core)")
+    parser.add_argument("--processes", type=numbers, default=[1], help="of each, side by side (default 1)")
     parser.add_argument("--output", type=not_empty, metavar="FILE.json", help="where the measurements go")
-    parser.add_argument("--write_page", type=not_empty, metavar="PAGE.md", help="fill a page, and measure nothing")
+    parser.add_argument("--write_page", type=not_empty, metavar="PAGE.md", help="fill and draw, measure nothing")
     parser.set_defaults(output_dir=None)  # what `overrides_of` asks for besides
     return parser.parse_args(argv)
 
@@ -92,9 +95,10 @@ def main(argv=None):
     if args.write_page:
         return write_page(args.write_page)
     contenders = contenders_of([*args.engines, *args.vs], args.peer_python)
-    cases = cases_of(args.models, args.modes, args.batch_sizes, args.image_sizes, args.precisions)
-    record = Record(args.output, contenders, args.repeats, args.threads, _tell)
-    record.measure_cases(cases if args.models else [])
+    sizes = args.batch_sizes, args.image_sizes, args.precisions, args.threads, args.processes
+    cases = cases_of(args.models, args.modes, *sizes)
+    record = Record(args.output, contenders, args.repeats, _tell)
+    record.measure_cases(cases)
     if args.pipeline:
         cfg = load_config(args.pipeline, overrides_of(args, args.pipeline, splits=("val",)))
         record.measure_section("pipeline", lambda *how: measure_pipeline(cfg, args.num_workers, *how))

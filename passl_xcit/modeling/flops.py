@@ -1,4 +1,4 @@
-"""What one image costs a backbone, in closed form from the backbone's numbers.
+"""What one image costs a backbone, in closed form from the backbone's numbers: products, and what blocks hand on.
 
 The convention is mmengine's FlopAnalyzer's (0.10.7), which took it from fvcore: one multiply-add is one FLOP.
 Counted: convolutions, linear layers and attention's matrix products, without their biases; 5 for each element that a
@@ -15,6 +15,7 @@ only) or other operations of the same result (XCA multiplies the projection by t
 Letters: N tokens, M = N + 1 tokens with the class token, C channels.
 """
 
+import math
 from types import SimpleNamespace
 
 from passl_xcit.modeling.backbones.crossvit import MULTI_CONV, CrossViT, branch_sizes
@@ -38,21 +39,45 @@ def count_flops(backbone, size):
         ConfigError: for a backbone that is not registered.
         ValueError: for a size that does not divide into patches.
     """
+    make, net = _numbers_of(backbone)
+    return _FORMULAS[make](net, size)
+
+
+def count_streams(backbone, size):
+    """(elements that the blocks read, elements that they write): the sum of all blocks' inputs, and of their outputs.
+
+    Of one image of `size` x `size` pixels, as ints. Arguments and errors as in `count_flops`.
+    """
+    make, net = _numbers_of(backbone)
+    return _STREAMS[make](net, size)
+
+
+def _numbers_of(backbone):
+    """(class, its arguments as attributes)"""
     node = {"name": backbone} if isinstance(backbone, str) else backbone
     schema = BACKBONES[node["name"]]
     defaults = {name: parameter.default for name, parameter in schema.parameters.items()}
-    return _FORMULAS[schema.make](SimpleNamespace(**{**defaults, **schema.defaults, **node}), size)
+    return schema.make, SimpleNamespace(**{**defaults, **schema.defaults, **node})
+
+
+def _xcit_tokens(net, size):
+    if size % net.patch_size:
+        raise ValueError(f"{size} pixels do not divide into patches of {net.patch_size}")
+    return (size // net.patch_size) ** 2
 
 
 def _xcit(net, size):
-    if size % net.patch_size:
-        raise ValueError(f"{size} pixels do not divide into patches of {net.patch_size}")
-    tokens, width = (size // net.patch_size) ** 2, net.embed_dim  # N, C
+    tokens, width = _xcit_tokens(net, size), net.embed_dim  # N, C
     hidden = int(width * net.mlp_ratio)
     position = POSITION_CHANNELS * width * tokens
     blocks = net.depth * _xca_block(width, tokens, net.num_heads, hidden)
     class_blocks = net.cls_attn_layers * _class_attention_block(width, tokens + 1, hidden, net.tokens_norm)
     return _xcit_stem(net, size) + position + blocks + class_blocks + LAYER_NORM * width * (tokens + 1)
+
+
+def _xcit_streams(net, size):
+    tokens = _xcit_tokens(net, size)
+    return 2 * (net.embed_dim * (net.depth * tokens + net.cls_attn_layers * (tokens + 1)),)
 
 
 def _xcit_stem(net, size):
@@ -79,9 +104,7 @@ def _class_attention_block(width, tokens, hidden, tokens_norm):
 
 
 def _crossvit(net, size):
-    sides = branch_sizes(net.img_size, net.patch_size)
-    tokens = [(side // patch) ** 2 + 1 for side, patch in zip(sides, net.patch_size)]  # M of each branch
-    total = 0
+    sides, tokens, total = branch_sizes(net.img_size, net.patch_size), _crossvit_tokens(net), 0
     for branch, other in ((0, 1), (1, 0)):
         width = net.embed_dim[branch]
         block = _transformer_block(width, tokens[branch], int(width * net.mlp_ratio[branch]))
@@ -90,6 +113,19 @@ def _crossvit(net, size):
         total += sum(stage[branch] * block + visit for stage in net.depth)
         total += LAYER_NORM * width * tokens[branch] + width * CLASSES
     return total
+
+
+def _crossvit_tokens(net):
+    """M of each branch"""
+    sides = branch_sizes(net.img_size, net.patch_size)
+    return [(side // patch) ** 2 + 1 for side, patch in zip(sides, net.patch_size)]
+
+
+def _crossvit_streams(net, size):
+    """Of the transformer blocks, and of the fusions, each of which reads the other branch's tokens."""
+    branches = list(zip(_crossvit_tokens(net), net.embed_dim))
+    written = sum(stage[branch] * math.prod(branches[branch]) for stage in net.depth for branch in (0, 1))
+    return written + len(net.depth) * sum(map(math.prod, branches)), written
 
 
 def _patch_embed(net, side, patch, width):
@@ -125,6 +161,16 @@ def _regnet(net, size):
     return total + channels * side**2 + channels * CLASSES
 
 
+def _regnet_streams(net, size):
+    side, channels, read, written = _halved(size), net.stem_w, 0, 0
+    for stage in stages_of(net.w_a, net.w_0, net.w_m, net.d, net.group_w, net.bot_mul, net.q):
+        for first in (True, *[False] * (stage.depth - 1)):
+            read += side**2 * channels
+            side, channels = _halved(side) if first else side, stage.width
+            written += side**2 * channels
+    return read, written
+
+
 def _bottleneck(se_on, stage, channels, side, first):
     """1x1, grouped 3x3 (of stride 2 in a stage's first block), SE, 1x1; and the first block's shortcut."""
     out_side, inner = _halved(side) if first else side, stage.inner_width
@@ -148,3 +194,4 @@ def _conv_bn(side, kernel, channels, out_channels):
 
 
 _FORMULAS = {XCiT: _xcit, CrossViT: _crossvit, RegNet: _regnet}
+_STREAMS = {XCiT: _xcit_streams, CrossViT: _crossvit_streams, RegNet: _regnet_streams}

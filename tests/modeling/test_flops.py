@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from paddle import nn
 
-from passl_xcit.modeling.flops import count_flops
+from passl_xcit.modeling.flops import count_flops, count_streams
 from passl_xcit.utils.errors import ConfigError
 from passl_xcit.utils.registry import BACKBONES
 
@@ -155,3 +155,29 @@ def test_a_size_that_does_not_divide_into_patches_is_refused():
 def test_an_unknown_backbone_is_refused():
     with pytest.raises(ConfigError, match="no backbone 'xcit_nano_12_p17'; did you mean 'xcit_nano_12_p16'"):
         count_flops("xcit_nano_12_p17", 224)
+
+
+STREAMS = {  # what the blocks read, and what they write, from the papers' numbers
+    "xcit_nano_12_p16": 2 * (128 * (12 * 196 + 2 * 197),),
+    "crossvit_9_240": (128 * 401 * 6 + 256 * 197 * 12, 128 * 401 * 3 + 256 * 197 * 9),
+}
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_what_blocks_hand_on_is_what_goes_in_and_out_of_them(name):
+    assert count_streams(name, 224) == STREAMS[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "blocks"),
+    [("regnety_002", 64, "BottleneckBlock"), ("xcit_nano_12_p16", 32, "XCABlock|ClassAttentionBlock")],
+)
+def test_streams_are_those_of_the_layers_of_the_model(name, size, blocks):
+    seen, model = [], BACKBONES.build({"name": name})
+    for layer in model.sublayers():
+        if type(layer).__name__ in blocks.split("|"):
+            layer.register_forward_post_hook(lambda layer, given, out: seen.append((given[0].size, out.size)))
+    model.eval()
+    with paddle.no_grad():
+        model(paddle.zeros([1, 3, size, size]))
+    assert count_streams(name, size) == tuple(map(sum, zip(*seen)))

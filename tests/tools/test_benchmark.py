@@ -69,6 +69,6 @@ def test_a_run_writes_a_file_and_prints_tables(tmp_path, capsys):
     data = ["--pipeline", str(tiny_file(tmp_path)), "--num_workers", "0"]
     main([*MODEL, *size, "--vs", "textbook", *data, "--output", str(output)])
     printed = capsys.readouterr().out
-    assert "**xcit_nano_12_p16 inference float32, 32 px, batch 1**" in printed
+    assert "**xcit_nano_12_p16 inference float32, 32 px, batch 1, 1 thread**" in printed
     assert "| `textbook` |" in printed and "| load |" in printed
     assert len(json.loads(output.read_text())["measurements"]) == 3

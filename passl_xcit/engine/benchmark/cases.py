@@ -1,5 +1,7 @@
 """What is measured: cases, and the files that all contenders of a case get."""
 
+import math
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -10,8 +12,9 @@ from passl_xcit.engine.export import export_model
 from passl_xcit.modeling import factory
 from passl_xcit.modeling.checkpoint_formats import write_weights
 from passl_xcit.modeling.convert import convert_weights
-from passl_xcit.modeling.flops import count_flops
+from passl_xcit.modeling.flops import count_flops, count_streams
 from passl_xcit.utils.errors import ConfigError
+from passl_xcit.utils.startup import usable_cores
 
 MODES = ("inference", "train", "matmul", "copy")
 PRECISIONS = ("float32", "bfloat16")
@@ -22,22 +25,40 @@ COPIED = 2**28  # bytes that measure how fast the machine copies, far more than 
 
 
 class Case(NamedTuple):
-    """One thing that contenders do in turns. `model` is "" for the machine's limits, the modes matmul and copy."""
+    """One thing that contenders do in turns. `model` is "" for the machine's limits, the modes matmul and copy.
+
+    Several processes do the same side by side, each with so many threads.
+    """
 
     model: str
     mode: str
     batch_size: int
     image_size: int  # pixels, height and width
     precision: str
+    threads: int
+    processes: int = 1
 
     def __str__(self):
         if self.mode in ("matmul", "copy"):
-            return f"{self.mode} {self.precision}"
-        return f"{self.model} {self.mode} {self.precision}, {self.image_size} px, batch {self.batch_size}"
+            return f"{self.mode} {self.precision}, {self.crew}"
+        what = f"{self.model} {self.mode} {self.precision}"
+        return f"{what}, {self.image_size} px, batch {self.batch_size}, {self.crew}"
+
+    @property
+    def crew(self):
+        threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
+        return threads if self.processes == 1 else f"{self.processes} processes of {threads}"
+
+    @property
+    def cores(self):
+        """What all threads together keep busy."""
+        return self.threads * self.processes
 
 
-def cases_of(models, modes, batch_sizes, image_sizes, precisions):
-    """All combinations, after those that measure the machine's limits.
+def cases_of(models, modes, batch_sizes, image_sizes, precisions, threads, processes):
+    """All combinations, after those that measure the limits of as many cores of the machine.
+
+    Processes that together would have more threads than there are cores are left out.
 
     Raises:
         ConfigError: for a model, mode or precision that there is not, and a size that a model cannot take.
@@ -46,27 +67,48 @@ def cases_of(models, modes, batch_sizes, image_sizes, precisions):
         unknown = [value for value in values if value not in known]
         if unknown:
             raise ConfigError(f"{unknown[0]}: there is no such {name}; expected {', '.join(known)}")
-    limits = [Case("", "matmul", 0, 0, precision) for precision in precisions] + [Case("", "copy", 0, 0, "float32")]
+    crews = [crew for crew in product(threads, processes) if crew[1] == 1 or math.prod(crew) <= usable_cores()]
+    sizes = product(models, modes, image_sizes, batch_sizes, precisions)
     cases = [
-        Case(model, mode, batch_size, image_size, precision)
-        for model in models
-        for mode in modes
-        for image_size in image_sizes
-        for batch_size in batch_sizes
-        for precision in precisions
+        Case(model, mode, batch_size, image_size, precision, *crew)
+        for (model, mode, image_size, batch_size, precision), crew in product(sizes, crews)
     ]
     for case in cases:
         flops_of(case)
+    limits = []
+    for cores in sorted({case.cores for case in cases}):
+        limits += [Case("", "matmul", 0, 0, precision, cores) for precision in precisions]
+        limits.append(Case("", "copy", 0, 0, "float32", cores))
     return limits + cases
 
 
 def flops_of(case):
-    """Multiply-adds of a step of a case; ConfigError for an unknown model or a size that it cannot take."""
+    """Multiply-adds of a process's step; ConfigError for an unknown model or a size that it cannot take."""
     step = TRAINING if case.mode == "train" else 1
     try:
         return step * case.batch_size * count_flops(factory.architecture_of(case.model), case.image_size)
     except ValueError as error:
         raise ConfigError(f"{case.model}: {error}") from error
+
+
+def bytes_of(case):
+    """Bytes that a process's step reads from memory and writes to it at least, all in float32.
+
+    In inference the parameters, the images and each block's input are read once, each block's output and the logits
+    written once. What a block computes in between, and what a cache keeps, is not counted. A training step reads
+    parameters and images again in the backward pass, as it does each block's input, and the gradient of its output,
+    and writes that of its input; it writes the gradients of the parameters; AdamW reads these, and reads and writes the
+    parameters and its two means.
+    """
+    model = factory.create_model(case.model, num_classes=CLASSES)
+    parameters = sum(p.size for p in model.parameters() if p.trainable)  # without running statistics
+    image = 3 * case.image_size**2
+    read, written = count_streams(factory.architecture_of(case.model), case.image_size)
+    if case.mode == "train":
+        each, of_batch = 10 * parameters, 2 * image + 3 * read + 2 * written + 2 * CLASSES
+    else:
+        each, of_batch = parameters, image + read + written + CLASSES
+    return 4 * (each + case.batch_size * of_batch)
 
 
 def write_inputs(case, folder, formats=()):

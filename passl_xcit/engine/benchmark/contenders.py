@@ -9,19 +9,15 @@ from passl_xcit.utils.errors import ConfigError
 ROOT = Path(__file__).resolve().parents[3]
 HERE = Path(__file__).parent
 OF_LIMITS = ("eager", "timm-eager")  # who measures what the machine can do at most
-OURS = {
-    "eager": "the model as it is, as in training",
-    "portable": "the model without the native CPU operators",
-    "paddle_inference": "the export in Paddle Inference",
-    "onednn": "the export in Paddle Inference with oneDNN",
-    "onnxruntime": "the export in ONNX Runtime",
-    "openvino": "the export in OpenVINO",
-}
-PEERS = {
-    "textbook": "XCiT in Paddle as the papers and PASSL write it (tests/reference_xcit.py)",
-    "timm-eager": "timm as it is, bfloat16 by autocast",
-    "timm-compile": "timm under torch.compile, for inference with frozen weights",
-}
+OURS = (
+    "eager",
+    "portable",
+    "paddle_inference",
+    "onednn",
+    "onnxruntime",
+    "openvino",
+)  # what each is: docs/benchmarks.md
+PEERS = ("textbook", "timm-eager", "timm-compile")
 
 
 class Contender(NamedTuple):
@@ -50,8 +46,8 @@ def contenders_of(names, peer_python=None):
     if peer_python is not None and not Path(peer_python).is_file():
         raise ConfigError(f"--peer_python {peer_python}: there is no such file; expected a Python that has timm")
     for name in names:
-        if name not in {**OURS, **PEERS}:
-            raise ConfigError(f"{name}: there is no such contender; expected {', '.join({**OURS, **PEERS})}")
+        if name not in (*OURS, *PEERS):
+            raise ConfigError(f"{name}: there is no such contender; expected {', '.join((*OURS, *PEERS))}")
         if list(names).count(name) > 1:
             raise ConfigError(f"{name}: is named twice")
     return [_contender(name, peer_python or sys.executable) for name in names]

@@ -14,7 +14,7 @@ import numpy as np
 
 from passl_xcit.engine.benchmark.cases import write_inputs
 from passl_xcit.engine.benchmark.contenders import OF_LIMITS, ROOT
-from passl_xcit.engine.benchmark.protocol import Worker, WorkerError
+from passl_xcit.engine.benchmark.protocol import Crew, WorkerError
 from passl_xcit.engine.runtimes import ENGINES, ONNX, PROGRAM
 
 TURN_SECONDS = 0.2  # of a turn at least: shorter ones measure the clock
@@ -22,16 +22,16 @@ REST_SECONDS = 0.25  # after a turn: threads of OpenMP go on spinning for 0.2 s
 ALLOWED = {"float32": 1e-3, "bfloat16": 0.1}  # largest difference of outputs, as a share of the largest output
 
 
-def measure(case, contenders, repeats, threads, log, told=lambda text: None):
+def measure(case, contenders, repeats, log, told=lambda text: None):
     """{contender's name: result} of one case.
 
-    A result has "seconds" of a step, one for each turn, "first_step_seconds", "build_seconds" and "peak_memory" in
-    bytes; or "error", why there is none. The first contender that can do the case is what the others' outputs are
-    compared with: "difference" is the largest one, as a share of the largest output.
+    A result has "seconds" of a step, one for each turn, "first_step_seconds", "build_seconds", and of memory in bytes
+    "built_memory", before the first step, and "peak_memory"; or "error", why there is none. The first contender that
+    can do the case is what the others' outputs are compared with: "difference" is the largest one, as a share of the
+    largest output.
 
     Args:
         repeats: turns of each contender.
-        threads: of each contender.
         log: an open file, for what the workers print.
         told: called with a line before anything that takes long.
     """
@@ -39,7 +39,7 @@ def measure(case, contenders, repeats, threads, log, told=lambda text: None):
         contenders = [contender for contender in contenders if contender.name in OF_LIMITS]
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as at_end:
         told(f"{case}: inputs")
-        task = {**case._asdict(), "threads": threads, **_inputs(case, contenders, Path(folder))}
+        task = {**case._asdict(), **_inputs(case, contenders, Path(folder))}
         race = Race()
         for contender in contenders:
             told(f"{case}: {contender.name} begins")
@@ -69,10 +69,11 @@ class Race:
         self.results, self.workers, self.steps, self.first = {}, {}, {}, None
 
     def begin(self, contender, task, log):
-        """Start a contender's worker; None if it cannot do the task."""
+        """Start a contender's workers; None if it cannot do the task."""
         threads = {"OMP_NUM_THREADS": str(task["threads"]), "PYTHONPATH": str(ROOT)}
         with self._told_of(contender.name):
-            worker = Worker(contender.command, {**threads, **dict(contender.environment)}, task, log)
+            environment = {**threads, **dict(contender.environment)}
+            worker = Crew(task["processes"], contender.command, environment, task, log)
             self.results[contender.name] = {**worker.ready, "seconds": []}
             self.workers[contender.name] = worker
         return self.workers.get(contender.name)

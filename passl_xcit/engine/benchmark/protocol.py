@@ -36,13 +36,13 @@ def serve(build):
     try:
         began = time.perf_counter()
         step = build(json.loads(sys.stdin.readline()))
-        built = time.perf_counter()
+        built, memory = time.perf_counter(), memory_of("VmRSS")
         output = step()
         seconds = {"build_seconds": built - began, "first_step_seconds": time.perf_counter() - built}
-        answer(output=output.tolist(), ready=seconds)
+        answer(output=output.tolist(), ready={**seconds, "built_memory": memory})
         for line in sys.stdin:
             answer(seconds=_timed(step, json.loads(line)["run"]))
-        answer(peak_memory=peak_memory())
+        answer(peak_memory=memory_of("VmHWM"))
     except Exception as error:  # whatever it is, the benchmark tells it of this contender and goes on
         answer(error=_one_line(error))
 
@@ -60,29 +60,22 @@ def _one_line(error):
     return f"{type(error).__name__}: {said}"[:300]
 
 
-def peak_memory():
-    """The most bytes of memory that this process had at once; None where the system does not tell."""
+def memory_of(name):
+    """Bytes of memory that this process has, "VmRSS", or had at most, "VmHWM"; None where the system does not tell."""
     if not Path(STATUS).exists():
         return None
     lines = Path(STATUS).read_text(encoding="ascii", errors="replace").splitlines()
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), None)
 
 
 class Worker:
-    """The benchmark's end of a worker.
+    """The benchmark's end of one process.
 
     Args:
-        command: starts the worker.
+        command: starts the process.
         environment: variables besides those of this process.
         task: what `build` gets.
         log: an open file, for what it prints.
-
-    Attributes:
-        ready: {"build_seconds", "first_step_seconds"}.
-        output: nested lists, of the first step.
-
-    Raises:
-        WorkerError: it cannot do the task; also in `run` and `finish`.
     """
 
     def __init__(self, command, environment, task, log):
@@ -90,20 +83,15 @@ class Worker:
         self.process = subprocess.Popen(
             command, stdin=pipe, stdout=pipe, stderr=log, text=True, env={**os.environ, **environment}
         )
-        try:
-            answer = self._ask(task)
-        except BaseException:
-            self.kill()
-            raise
-        self.ready, self.output = answer["ready"], answer["output"]
+        self.ask(task)
 
-    def _ask(self, question):
-        with contextlib.suppress(BrokenPipeError):  # it has said why, or its end is told by `_answer`
+    def ask(self, question):
+        with contextlib.suppress(BrokenPipeError):  # it has said why, or its end is told by `answer`
             self.process.stdin.write(json.dumps(question) + "\n")
             self.process.stdin.flush()
-        return self._answer()
 
-    def _answer(self):
+    def answer(self):
+        """What it says next, as a dict; WorkerError: it cannot do what it was asked."""
         line = self.process.stdout.readline()
         if not line:
             code = self.process.wait()
@@ -113,21 +101,67 @@ class Worker:
             raise WorkerError(answer["error"])
         return answer
 
-    def run(self, steps):
-        """Seconds that `steps` steps took."""
-        return self._ask({"run": steps})["seconds"]
-
-    def finish(self):
-        """End the worker; bytes of memory that it had at most."""
-        self.process.stdin.close()
-        peak = self._answer()["peak_memory"]
-        self.process.wait()
-        return peak
-
     def kill(self):
-        """End the worker, whatever it does."""
+        """End the process, whatever it does."""
         self.process.kill()
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()
+
+
+class Crew:
+    """Some processes that do the same at the same time.
+
+    Args:
+        processes: how many; the others as of Worker.
+
+    Attributes:
+        ready: {"build_seconds", "first_step_seconds"} of the slowest, "built_memory": bytes that they had together
+            before the first step.
+        output: nested lists, of the first step of one of them.
+
+    Raises:
+        WorkerError: one cannot do the task; also in `run` and `finish`.
+    """
+
+    def __init__(self, processes, command, environment, task, log):
+        self.workers = []
+        try:
+            for _ in range(processes):
+                self.workers.append(Worker(command, environment, task, log))
+            answers = self._answers()
+        except BaseException:
+            self.kill()
+            raise
+        told = {key: [answer["ready"][key] for answer in answers] for key in answers[0]["ready"]}
+        together = _sum(told.pop("built_memory"))
+        self.ready = {**{key: max(values) for key, values in told.items()}, "built_memory": together}
+        self.output = answers[0]["output"]
+
+    def _answers(self):
+        return [worker.answer() for worker in self.workers]
+
+    def run(self, steps):
+        """Seconds that `steps` steps took the slowest."""
+        for worker in self.workers:
+            worker.ask({"run": steps})
+        return max(answer["seconds"] for answer in self._answers())
+
+    def finish(self):
+        """End them; bytes of memory that each had at most, added up."""
+        for worker in self.workers:
+            worker.process.stdin.close()
+        peak = _sum([answer["peak_memory"] for answer in self._answers()])
+        for worker in self.workers:
+            worker.process.wait()
+        return peak
+
+    def kill(self):
+        """End them, whatever they do."""
+        for worker in self.workers:
+            worker.kill()
+
+
+def _sum(values):
+    return None if None in values else sum(values)

@@ -4,20 +4,21 @@ import json
 from datetime import datetime, timezone
 from pathlib import Path
 
-from passl_xcit.engine.benchmark.cases import Case
+from passl_xcit.engine.benchmark.cases import Case, bytes_of
 from passl_xcit.engine.benchmark.machine import describe_machine
 from passl_xcit.engine.benchmark.measure import measure
 from passl_xcit.utils.errors import ConfigError, DataError
 from passl_xcit.utils.new_file import make_parent, replace_file
 
-VERSION = 1
+VERSION = 2
 NOTHING = {"measurements": [], "pipeline": None, "startup": None}
 
 
 class Record:
     """The file of a benchmark: {"machine", "settings", "measurements", "pipeline", "startup"}.
 
-    "measurements" is a list of {"case", "date", "results"} with the results of `measure.measure`, "pipeline" what
+    "measurements" is a list of {"case", "date", "bytes", "results"} with `cases.bytes_of` of the case, where it has a
+    model, and the results of `measure.measure`; "pipeline" is what
     `pipeline.measure_pipeline` returns and "startup" what `startup.measure_startup` does; the last two may be None.
     What is there already is not measured again. What workers print goes to a file beside it, NAME.log.
 
@@ -30,10 +31,9 @@ class Record:
         CheckpointError: it cannot be written.
     """
 
-    def __init__(self, path, contenders, repeats, threads, told=lambda text: None):
-        self.path, self.contenders, self.told = Path(path), contenders, told
-        self.repeats, self.threads = repeats, threads
-        settings = {"contenders": [contender.name for contender in contenders], "repeats": repeats, "threads": threads}
+    def __init__(self, path, contenders, repeats, told=lambda text: None):
+        self.path, self.contenders, self.repeats, self.told = Path(path), contenders, repeats, told
+        settings = {"contenders": [contender.name for contender in contenders], "repeats": repeats}
         self.data = {"version": VERSION, "machine": describe_machine(), "settings": settings}
         self.data.update(_begun(self.path, self.data) if self.path.exists() else NOTHING)
         make_parent(self.path)
@@ -43,8 +43,9 @@ class Record:
         done = [Case(**measurement["case"]) for measurement in self.data["measurements"]]
         for case in [case for case in cases if case not in done]:
             with self.path.with_suffix(".log").open("a", encoding="utf-8") as log:
-                results = measure(case, self.contenders, self.repeats, self.threads, log, self.told)
-            found = {"case": case._asdict(), "date": _now(), "results": results}
+                results = measure(case, self.contenders, self.repeats, log, self.told)
+            moved = {"bytes": bytes_of(case)} if case.model else {}
+            found = {"case": case._asdict(), "date": _now(), **moved, "results": results}
             self._write(measurements=[*self.data["measurements"], found])
 
     def measure_section(self, name, measure_it):
