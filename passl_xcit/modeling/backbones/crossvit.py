@@ -28,6 +28,9 @@ from passl_xcit.modeling.layers import (
     trunc_normal_,
 )
 from passl_xcit.modeling.resize import SCALINGS, scale_images
+from passl_xcit.ops.attention_block import attention_block
+from passl_xcit.ops.conditions import applies
+from passl_xcit.ops.cross_attention import cross_attention
 from passl_xcit.utils.registry import BACKBONES
 
 LAYER_NORM_EPS = 1e-6
@@ -109,6 +112,8 @@ class Block(nn.Layer):
 
     def forward(self, x):
         """[B, M, C] -> [B, M, C]"""
+        if applies(self, x):
+            return attention_block(self, x)
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
@@ -124,6 +129,8 @@ class CrossAttentionBlock(nn.Layer):
 
     def forward(self, x):
         """x [B, M, C], class token first -> the new class token [B, 1, C]"""
+        if applies(self, x):
+            return cross_attention(self, x)
         return x[:, :1] + self.drop_path(self.attn(self.norm1(x)))
 
 

@@ -67,9 +67,9 @@ void gelu_and_slope(typename Isa::Vector x, typename Isa::Vector& value, typenam
   slope = Isa::fma(x * Isa::fill(0.398942280f), exponential<Isa>(x * x * Isa::fill(-0.5f)), below);
 }
 
-// Mean and 1 / sqrt(variance + 1e-6) of a row.
+// Mean and 1 / sqrt(variance + epsilon) of a row.
 template <class Isa>
-void moments(const float* x, int channels, float* to) {
+void moments(const float* x, int channels, float* to, float epsilon = 1e-6f) {
   using Vector = typename Isa::Vector;
   Vector sum = Isa::fill(0), squares = Isa::fill(0);
   for (int c = 0; c < channels; c += Isa::lanes) sum = sum + Isa::load(x + c, channels - c);
@@ -79,17 +79,17 @@ void moments(const float* x, int channels, float* to) {
     squares = Isa::fma(centred, centred, squares);
   }
   to[0] = mean;
-  to[1] = 1 / __builtin_sqrtf(Isa::sum(squares) / channels + 1e-6f);
+  to[1] = 1 / __builtin_sqrtf(Isa::sum(squares) / channels + epsilon);
 }
 
 // A row of C floats, normalised, times weight plus bias, into a row of `length` elements, zero beyond C. May be done in
 // place.
 template <class Isa>
 void layer_norm(const float* x, const float* weight, const float* bias, int channels, int length,
-                typename Isa::Element* y) {
+                typename Isa::Element* y, float epsilon = 1e-6f) {
   using Vector = typename Isa::Vector;
   float of_row[2];
-  moments<Isa>(x, channels, of_row);
+  moments<Isa>(x, channels, of_row, epsilon);
   const Vector mean = Isa::fill(of_row[0]), scale = Isa::fill(of_row[1]);
   for (int c = 0; c < length; c += Isa::lanes) {
     const int left = channels - c;

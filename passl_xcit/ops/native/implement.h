@@ -1,7 +1,9 @@
-// The table of all operators for one instruction set. Training and class blocks are in float32 always.
+// The table of all operators for one instruction set. Training, class blocks and CrossViT are in float32 always.
 #pragma once
 
+#include "attention_block.h"
 #include "class_block.h"
+#include "cross_attention.h"
 #include "stem_backward.h"
 #include "xca_backward.h"
 
@@ -28,7 +30,9 @@ Operators implemented() {
           run<StemForward, Isa, Stem>,
           run<StemTrainingForward, Float, StemTraining>,
           saved_of<StemTrainingForward, Float, StemTraining>,
-          run<StemTrainingBackward, Float, StemBackward>};
+          run<StemTrainingBackward, Float, StemBackward>,
+          run<AttentionBlockForward, Float, AttentionBlock>,
+          run<CrossAttentionForward, Float, CrossAttention>};
 }
 
 }  // namespace passl_xcit

@@ -90,4 +90,10 @@ size_t passl_xcit_stem_saved(const Set* set, const StemTraining* op, void* works
 size_t passl_xcit_stem_backward(const Set* set, const StemBackward* op, void* workspace, int threads) {
   return run(set->operators().stem_backward, op, workspace, threads);
 }
+size_t passl_xcit_attention_block(const Set* set, const AttentionBlock* op, void* workspace, int threads) {
+  return run(set->operators().attention_block, op, workspace, threads);
+}
+size_t passl_xcit_cross_attention(const Set* set, const CrossAttention* op, void* workspace, int threads) {
+  return run(set->operators().cross_attention, op, workspace, threads);
+}
 }

@@ -42,7 +42,31 @@ struct ClassBlock {
   const float* gamma2;                                           // [C]
 };
 
-// The same in training: BatchNorm by the batch's own statistics, drop path by a factor for each image.
+// The pre-norm block of a vision transformer.
+struct AttentionBlock {
+  int64_t batch, tokens, channels, heads, hidden;                // tokens is M
+  double epsilon1, epsilon2;                                     // of the LayerNorms
+  const float* x;                                                // [B, M, C]
+  float* y;                                                      // [B, M, C]
+  const float *norm1_weight, *norm1_bias;                        // [C]
+  const float *qkv_weight, *qkv_bias, *proj_weight, *proj_bias;  // [C, 3C], [3C], [C, C], [C]
+  const float *norm2_weight, *norm2_bias;                        // [C]
+  const float *fc1_weight, *fc1_bias, *fc2_weight, *fc2_bias;    // [C, F], [F], [F, C], [C]
+};
+
+// CrossViT's fusion of a class token with the tokens that follow it.
+struct CrossAttention {
+  int64_t batch, tokens, channels, heads;        // tokens is M
+  double epsilon;                                // of the LayerNorm
+  const float* x;                                // [B, M, C]
+  float* y;                                      // [B, C]
+  const float *norm_weight, *norm_bias;          // [C]
+  const float *wq_weight, *wq_bias, *wk_weight;  // [C, C], [C], [C, C]; the keys' bias changes nothing
+  const float *wv_weight, *wv_bias;              // [C, C], [C]
+  const float *proj_weight, *proj_bias;          // [C, C], [C]
+};
+
+// XcaBlock in training: BatchNorm by the batch's own statistics, drop path by a factor for each image.
 struct XcaTraining {
   XcaBlock block;
   const float *keep1, *keep3, *keep2;  // [B], what multiplies the three updates, or null
@@ -114,6 +138,8 @@ struct Operators {
   size_t (*stem_training)(const StemTraining&, void* workspace, const Team&);
   size_t (*stem_saved)(const StemTraining&, void* workspace, const Team&);  // bytes of `saved`
   size_t (*stem_backward)(const StemBackward&, void* workspace, const Team&);
+  size_t (*attention_block)(const AttentionBlock&, void* workspace, const Team&);
+  size_t (*cross_attention)(const CrossAttention&, void* workspace, const Team&);
 };
 
 Operators avx2_operators();

@@ -1,0 +1,266 @@
+// The pre-norm block of a vision transformer: x + Attention(LN1 x), then x + MLP(LN2 x), for evaluation.
+//
+// Letters as in operators.h, and P = C, S = M in whole panels. An image's q, k and v stay in the second cache: blocks
+// of about 96 tokens make them, and then ask, one after the other. The scores of as many queries as a tile has rows,
+// for one head and all tokens, stay in the first cache from the product with k to that with v.
+#pragma once
+
+#include <cfloat>
+
+#include "elementwise.h"
+#include "operators.h"
+
+namespace passl_xcit {
+
+constexpr int kQueries = 96;  // tokens of a block, about
+
+template <class Isa>
+struct AttentionBlockForward {
+  using Vector = typename Isa::Vector;
+  static constexpr int lanes = Isa::lanes;
+  static constexpr int wide = panel_columns<Isa>;
+  static constexpr int tile_rows = Isa::tile_rows;
+
+  const AttentionBlock& op;
+  const int tokens, channels, heads, d, hidden, P, S;
+  const int block_tokens, blocks;  // tokens of a block, fewer in the last one; blocks of an image
+
+  Panels<Isa> q, k, proj, fc1, fc2;
+  float* v;  // of each head panels of Wv_h [C, d]
+
+  // What blocks of tokens hand on, for some images.
+  struct Images {
+    float* q;        // [images, M, P], divided by sqrt(d)
+    float* k;        // of each image panels of its keys, transposed [C, M]
+    float* v;        // of each image and head panels of its values [M, d]
+    float* scratch;  // of each thread
+  };
+
+  explicit AttentionBlockForward(const AttentionBlock& block)
+      : op(block),
+        tokens(block.tokens),
+        channels(block.channels),
+        heads(block.heads),
+        d(block.channels / block.heads),
+        hidden(block.hidden),
+        P(padded<Isa>(block.channels)),
+        S(padded<Isa>(block.tokens)),
+        block_tokens(even_blocks(block.tokens)),
+        blocks((tokens + block_tokens - 1) / block_tokens) {}
+
+  size_t run(void* memory, const Team& team) {
+    Workspace workspace(memory);
+    take_weights(workspace);
+    // Each thread takes whole images as far as they can be dealt out evenly; the rest all threads do together.
+    const int alone = static_cast<int>(op.batch) / team.threads * team.threads;
+    const int together = static_cast<int>(op.batch) - alone;
+    const Team one{team.runtime, 1};
+    Images of_thread[kMaxThreads];
+    for (int thread = 0; thread < team.threads; ++thread) of_thread[thread] = take_images(workspace, alone ? 1 : 0, 1);
+    const Images rest = take_images(workspace, together, team.threads);
+    if (!memory) return workspace.bytes();
+    pack_weights(team);
+    team.each(alone, [&](int image, int thread) { phases(image, 1, of_thread[thread], one); });
+    if (together) phases(alone, together, rest, team);
+    return workspace.bytes();
+  }
+
+ protected:
+  // Tokens of a block, in whole tiles, for blocks of much the same size.
+  static int even_blocks(int tokens) {
+    const int blocks = tokens < kQueries ? 1 : (tokens + kQueries / 2) / kQueries;
+    return ((tokens + blocks - 1) / blocks + tile_rows - 1) / tile_rows * tile_rows;
+  }
+
+  void take_weights(Workspace& workspace) {
+    const auto take = [&](int depth, int columns) {
+      return Panels<Isa>{workspace.floats(Panels<Isa>::size(depth, columns)), depth, columns};
+    };
+    q = take(channels, channels), k = take(channels, channels), proj = take(channels, channels);
+    fc1 = take(channels, hidden), fc2 = take(hidden, channels);
+    v = workspace.floats(heads * Panels<Isa>::size(channels, d));
+  }
+
+  Images take_images(Workspace& workspace, int images, int threads) const {
+    Images to;
+    to.q = workspace.floats(static_cast<size_t>(images) * tokens * P);
+    to.k = workspace.floats(images * Panels<Isa>::size(channels, tokens));
+    to.v = workspace.floats(images * heads * Panels<Isa>::size(tokens, d));
+    to.scratch = workspace.floats(images ? threads * scratch_size() : 0);
+    return to;
+  }
+
+  // Two matrices [block_tokens, P] beside the scores, or beside another one and the hidden channels.
+  size_t scratch_size() const {
+    const size_t rows = block_tokens, scores = static_cast<size_t>(tile_rows) * S, mlp = rows * (P + kHidden);
+    return rows * 2 * P + (scores > mlp ? scores : mlp) + wide;
+  }
+
+  Panels<Isa> values_of(int head) const { return {v + head * Panels<Isa>::size(channels, d), channels, d}; }
+
+  void pack_weights(const Team& team) const {
+    pack_all<Isa>({{q, op.qkv_weight, 3 * channels},
+                   {k, op.qkv_weight + channels, 3 * channels},
+                   {proj, op.proj_weight, channels},
+                   {fc1, op.fc1_weight, hidden},
+                   {fc2, op.fc2_weight, channels}},
+                  team);
+    team.each(heads, [&](int head, int) {
+      const Panels<Isa> values = values_of(head);
+      for (int panel = 0; panel < values.count(); ++panel)
+        values.pack(panel, op.qkv_weight + 2 * channels + head * d, 3 * channels);
+    });
+  }
+
+  // All of the block for `count` images from `first` on.
+  void phases(int first, int count, const Images& to, const Team& team) const {
+    const float* x = op.x + static_cast<long>(first) * tokens * channels;
+    float* y = op.y + static_cast<long>(first) * tokens * channels;
+    const auto scratch = [&](int thread) { return to.scratch + thread * scratch_size(); };
+    team.each(count * blocks, [&](int item, int thread) { project_in(x, item, to, scratch(thread)); });
+    team.each(count * blocks, [&](int item, int thread) {
+      float* x1 = scratch(thread);
+      float* rest = x1 + static_cast<long>(block_tokens) * P;
+      attend(item, to, rest, rest + static_cast<long>(block_tokens) * P);
+      project_out(x, item, rest, x1);
+      mlp(item, x1, y, rest);
+    });
+  }
+
+  struct Block {
+    int image, first;  // first of its tokens
+    long row;          // of that, counted over all images
+    int count;
+  };
+
+  Block block_of(int item) const {
+    const int image = item / blocks, first = item % blocks * block_tokens, left = tokens - first;
+    return {image, first, static_cast<long>(image) * tokens + first, left < block_tokens ? left : block_tokens};
+  }
+
+  Panels<Isa> keys_in(const Images& of, int image) const {
+    return {of.k + image * Panels<Isa>::size(channels, tokens), channels, tokens};
+  }
+
+  Panels<Isa> values_in(const Images& of, int image, int head) const {
+    return {of.v + (static_cast<long>(image) * heads + head) * Panels<Isa>::size(tokens, d), tokens, d};
+  }
+
+  // A block's q, k and v.
+  void project_in(const float* x, int item, const Images& to, float* normed) const {
+    const Block block = block_of(item);
+    for (int i = 0; i < block.count; ++i)
+      layer_norm<Isa>(x + (block.row + i) * channels, op.norm1_weight, op.norm1_bias, channels, P,
+                      normed + static_cast<long>(i) * P, op.epsilon1);
+    const Rows rows{normed, P, 1};
+    const float* bias = op.qkv_bias;
+    const Vector scale = Isa::fill(1 / __builtin_sqrtf(d));
+    multiply<Isa>(block.count, rows, q, [&](int i, int j, Vector value) {
+      Isa::store(to.q + (block.row + i) * P + j, (value + optional<Isa>(bias, j, channels)) * scale);
+    });
+    const Panels<Isa> keys = keys_in(to, block.image);
+    multiply<Isa>(block.count, rows, k, [&](int i, int j, Vector value) {
+      store_down(value + optional<Isa>(bias ? bias + channels : nullptr, j, channels), keys, block.first + i, j);
+    });
+    for (int head = 0; head < heads; ++head) {
+      const float* of_head = bias ? bias + 2 * channels + head * d : nullptr;
+      const Panels<Isa> values = values_in(to, block.image, head);
+      multiply<Isa>(block.count, rows, values_of(head), [&](int i, int j, Vector value) {
+        values.put(j / wide, block.first + i, j % wide, value + optional<Isa>(of_head, j, d));
+      });
+    }
+  }
+
+  // Elements c and on of a token's row, as far as there are channels, into its column.
+  void store_down(Vector x, const Panels<Isa>& to, int token, int c) const {
+    float elements[lanes];
+    Isa::store(elements, x);
+    float* column = to.panel(token / wide, c) + token % wide;
+    const int count = channels - c < lanes ? channels - c : lanes;
+    for (int lane = 0; lane < count; ++lane) column[lane * wide] = elements[lane];
+  }
+
+  // The attention of all heads for a block's queries, [block_tokens, P].
+  void attend(int item, const Images& of, float* mixed, float* scores) const {
+    const Block block = block_of(item);
+    const Panels<Isa> keys = keys_in(of, block.image);
+    for (int head = 0; head < heads; ++head) {
+      const Panels<Isa> values = values_in(of, block.image, head);
+      for (long i = 0; i < block.count; i += tile_rows) {
+        const int count = block.count - i < tile_rows ? block.count - i : tile_rows;
+        look(count, of.q + (block.row + i) * P, head, keys, values, scores, mixed + i * P + head * d);
+      }
+    }
+  }
+
+  // Softmax(q k^T) v of a head, for `count` queries that fit a tile, into rows of P.
+  void look(int count, const float* queries, int head, const Panels<Isa>& keys, const Panels<Isa>& values,
+            float* scores, float* to) const {
+    Vector scale[tile_rows];
+    score(count, queries, head, keys, scores, scale);
+    for (int i = 0; i < count; ++i)
+      scale[i] = Isa::fill(1 / powers(scores + static_cast<long>(i) * S, largest(scale[i])));
+    for (int panel = 0; panel < values.count(); ++panel)
+      multiply_panel<Isa>(count, tokens, {scores, S, 1}, values.panel(panel), wide, panel * wide, d,
+                          [&](int i, int j, Vector value) {
+                            Isa::store(to + static_cast<long>(i) * P + j, value * scale[i], d - j);
+                          });
+  }
+
+  // The scores [count, S], and vectors that have the largest of each row in one lane.
+  void score(int count, const float* queries, int head, const Panels<Isa>& keys, float* scores, Vector* most) const {
+    const Vector lowest = Isa::fill(-FLT_MAX);
+    for (int i = 0; i < count; ++i) most[i] = lowest;
+    for (int panel = 0; panel < keys.count(); ++panel)
+      multiply_panel<Isa>(count, d, {queries + head * d, P, 1}, keys.panel(panel, head * d), wide, panel * wide, tokens,
+                          [&](int i, int j, Vector value) {
+                            const Vector beyond = lowest - Isa::keep(lowest, tokens - j);
+                            Isa::store(scores + static_cast<long>(i) * S + j, value);
+                            most[i] = Isa::max(most[i], Isa::keep(value, tokens - j) + beyond);
+                          });
+  }
+
+  static float largest(Vector x) {
+    float elements[lanes], most = -FLT_MAX;
+    Isa::store(elements, x);
+    for (float element : elements) most = element > most ? element : most;
+    return most;
+  }
+
+  // A row of scores becomes e^(score - most); the sum of these.
+  float powers(float* row, float most) const {
+    Vector sum = Isa::fill(0);
+    for (int j = 0; j < tokens; j += lanes) {
+      const Vector power = Isa::keep(exponential<Isa>(Isa::load(row + j) - Isa::fill(most)), tokens - j);
+      Isa::store(row + j, power);
+      sum = sum + power;
+    }
+    return Isa::sum(sum);
+  }
+
+  // A block of x1 = x + mixed Wp + b, [block_tokens, P].
+  void project_out(const float* x, int item, const float* mixed, float* x1) const {
+    const Block block = block_of(item);
+    multiply<Isa>(block.count, {mixed, P, 1}, proj, [&](int i, int j, Vector value) {
+      const Vector before = Isa::load(x + (block.row + i) * channels + j, channels - j);
+      Isa::store(x1 + static_cast<long>(i) * P + j, before + value + optional<Isa>(op.proj_bias, j, channels));
+    });
+  }
+
+  // A block of y = x1 + MLP(LN2 x1).
+  void mlp(int item, const float* x1, float* y, float* normed) const {
+    const Block block = block_of(item);
+    float* sums = normed + static_cast<long>(block_tokens) * P;
+    float* active = sums + static_cast<long>(block_tokens) * P;  // [block_tokens, kHidden]
+    float* to = y + block.row * channels;
+    for (long i = 0; i < block.count; ++i)
+      layer_norm<Isa>(x1 + i * P, op.norm2_weight, op.norm2_bias, channels, P, normed + i * P, op.epsilon2);
+    mlp_rows<Isa>(block.count, normed, P, fc1, op.fc1_bias, fc2, active, sums, [&](int i, int j, Vector value) {
+      const Vector before = Isa::load(x1 + static_cast<long>(i) * P + j);
+      const Vector after = before + value + optional<Isa>(op.fc2_bias, j, channels);
+      Isa::store(to + static_cast<long>(i) * channels + j, after, channels - j);
+    });
+  }
+};
+
+}  // namespace passl_xcit
