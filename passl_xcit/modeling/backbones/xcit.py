@@ -31,7 +31,7 @@ from passl_xcit.modeling.layers import (
     split_heads,
     trunc_normal_,
 )
-from passl_xcit.ops.class_block import class_block
+from passl_xcit.ops.class_block import class_block, train_class_block
 from passl_xcit.ops.conditions import applies, applies_in_training
 from passl_xcit.ops.stem import stem, train_stem
 from passl_xcit.ops.xca_block import train_xca_block, xca_block
@@ -241,6 +241,8 @@ class ClassAttentionBlock(nn.Layer):
         """x [B, M, C], class token first -> [B, M, C]"""
         if applies(self, x):
             return class_block(self, x)
+        if applies_in_training(self, x):
+            return train_class_block(self, x)
         normed = self.norm1(x)
         attended = paddle.concat([self.attn(normed), normed[:, 1:]], axis=1)
         x = x + self.gamma1 * attended

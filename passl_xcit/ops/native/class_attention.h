@@ -34,12 +34,12 @@ struct ClassAttention {
   const int blocks;
 
   Panels<Isa> q, proj;
-  float *keys, *values;  // of each head: panels of Wk_h^T [d, C], and of Wv_h [C, d]
-  float* u;              // [B, M, P]
-  float *query, *mixed;  // each [B, P]
-  float* by_head;        // [B, C, H]: Wk_h q_h
-  float* sums;           // [B, h, P]: a u
-  float* scores;         // [threads, M, H]
+  float *keys, *values;              // of each head: panels of Wk_h^T [d, C], and of Wv_h [C, d]
+  float* u;                          // [B, M, P]
+  float *query, *mixed, *projected;  // each [B, P]
+  float* by_head;                    // [B, C, H]: Wk_h q_h
+  float* sums;                       // [B, h, P]: a u
+  float* scores;                     // [B, M, H], then the attention
 
   explicit ClassAttention(const ClassQuery& query)
       : of(query),
@@ -53,15 +53,18 @@ struct ClassAttention {
         blocks((tokens + kBlockRows - 1) / kBlockRows) {}
 
  protected:
-  void take_attention(Workspace& workspace, int threads) {
+  void take_attention(Workspace& workspace) {
     q = take_panels(workspace, channels, channels), proj = take_panels(workspace, channels, channels);
     keys = workspace.floats(heads * Panels<Isa>::size(d, channels));
     values = workspace.floats(heads * Panels<Isa>::size(channels, d));
+  }
+
+  void take_values(Workspace& workspace) {
     u = workspace.floats(static_cast<size_t>(batch) * tokens * P);
-    for (float** rows : {&query, &mixed}) *rows = workspace.floats(static_cast<size_t>(batch) * P);
+    for (float** rows : {&query, &mixed, &projected}) *rows = workspace.floats(static_cast<size_t>(batch) * P);
     by_head = workspace.floats(static_cast<size_t>(batch) * channels * H);
     sums = workspace.floats(static_cast<size_t>(batch) * heads * P);
-    scores = workspace.floats(static_cast<size_t>(threads) * tokens * H);
+    scores = workspace.floats(static_cast<size_t>(batch) * tokens * H);
   }
 
   static Panels<Isa> take_panels(Workspace& workspace, int depth, int columns) {
@@ -75,7 +78,7 @@ struct ClassAttention {
     team.each(batch * blocks, [&](int item, int) { normalise(item); });
     team.each(q.count(), [&](int panel, int) { ask(panel); });
     team.each(heads, [&](int head, int) { keys_of_query(head); });
-    team.each(batch, [&](int image, int thread) { look(image, scores + static_cast<long>(thread) * tokens * H); });
+    team.each(batch, [&](int image, int) { look(image); });
     team.each(heads, [&](int head, int) { values_of_sums(head); });
   }
 
@@ -85,10 +88,8 @@ struct ClassAttention {
   void pack_head(int head) const {
     const Panels<Isa> value = values_of(head), key = keys_of(head);
     for (int panel = 0; panel < value.count(); ++panel) value.pack(panel, of.v_weight + head * d, of.stride);
-    const float* from = of.k_weight + head * d;
-    for (int c = 0; c < P; ++c)
-      for (int j = 0; j < d; ++j)
-        key.panel(c / wide)[static_cast<long>(j) * wide + c % wide] = c < channels ? from[c * of.stride + j] : 0;
+    for (int panel = 0; panel < key.count(); ++panel)
+      pack_transposed<Isa>(key, panel, of.k_weight + head * d, of.stride);
   }
 
   struct Block {
@@ -127,7 +128,8 @@ struct ClassAttention {
   }
 
   // The attention of all heads on an image's tokens, and the tokens' sums by it.
-  void look(int image, float* score) const {
+  void look(int image) const {
+    float* score = scores + static_cast<long>(image) * tokens * H;
     const float* tokens_of_image = u + static_cast<long>(image) * tokens * P;
     const float* key = by_head + static_cast<long>(image) * channels * H;
     for (int column = 0; column < H; column += wide)
@@ -169,6 +171,7 @@ struct ClassAttention {
                         [&](int image, int j, Vector value) {
                           const float* x = of.x + static_cast<long>(image) * tokens * channels;
                           const Vector update = value + optional<Isa>(of.proj_bias, j, channels);
+                          Isa::store(projected + static_cast<long>(image) * P + j, update);
                           const Vector factor = gamma ? optional<Isa>(gamma, j, channels) : Isa::fill(1);
                           Isa::store(to + image * stride + j, Isa::fma(factor, update, optional<Isa>(x, j, channels)),
                                      channels - j);

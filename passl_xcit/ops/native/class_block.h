@@ -19,15 +19,21 @@ struct ClassBlockForward : ClassAttention<Isa> {
   const int hidden;
 
   Panels<Isa> fc1, fc2;
-  float *attended, *cls;  // each [B, P]
-  float* active;          // [B, padded F]
+  float *attended, *cls, *update;  // each [B, P]
+  float* active;                   // [B, padded F]
 
   explicit ClassBlockForward(const ClassBlock& block) : Base(query_of(block)), op(block), hidden(block.hidden) {}
 
   size_t run(void* memory, const Team& team) {
     Workspace workspace(memory);
-    take(workspace, team.threads);
-    if (!memory) return workspace.bytes();
+    take_weights(workspace);
+    take_values(workspace);
+    if (memory) compute(team);
+    return workspace.bytes();
+  }
+
+ protected:
+  void compute(const Team& team) const {
     pack_all<Isa>({{fc1, op.fc1_weight, hidden}, {fc2, op.fc2_weight, channels}}, team);
     this->attend(team);
     team.each(proj.count(), [&](int panel, int) { this->project(panel, op.gamma1, attended, P); });
@@ -35,10 +41,8 @@ struct ClassBlockForward : ClassAttention<Isa> {
     team.each(fc1.count(), [&](int panel, int) { first_layer(panel); });
     team.each(fc2.count(), [&](int panel, int) { second_layer(panel); });
     team.each(batch * blocks, [&](int item, int) { hand_on(item); });
-    return workspace.bytes();
   }
 
- private:
   static ClassQuery query_of(const ClassBlock& op) {
     const int64_t C = op.channels;
     const float *weight = op.qkv_weight, *bias = op.qkv_bias;
@@ -49,10 +53,14 @@ struct ClassBlockForward : ClassAttention<Isa> {
     return query;
   }
 
-  void take(Workspace& workspace, int threads) {
-    this->take_attention(workspace, threads);
+  void take_weights(Workspace& workspace) {
+    this->take_attention(workspace);
     fc1 = this->take_panels(workspace, channels, hidden), fc2 = this->take_panels(workspace, hidden, channels);
-    for (float** rows : {&attended, &cls}) *rows = workspace.floats(static_cast<size_t>(batch) * P);
+  }
+
+  void take_values(Workspace& workspace) {
+    Base::take_values(workspace);
+    for (float** rows : {&attended, &cls, &update}) *rows = workspace.floats(static_cast<size_t>(batch) * P);
     active = workspace.floats(static_cast<size_t>(batch) * padded<Isa>(hidden));
   }
 
@@ -73,11 +81,12 @@ struct ClassBlockForward : ClassAttention<Isa> {
   void second_layer(int panel) const {
     multiply_panel<Isa>(batch, hidden, {active, padded<Isa>(hidden), 1}, fc2.panel(panel), wide, panel * wide, channels,
                         [&](int image, int j, Vector value) {
-                          const Vector update = value + optional<Isa>(op.fc2_bias, j, channels);
+                          const Vector sum = value + optional<Isa>(op.fc2_bias, j, channels);
+                          Isa::store(update + static_cast<long>(image) * P + j, sum);
                           const Vector before = Isa::load(cls + static_cast<long>(image) * P + j);
                           const Vector gamma = optional<Isa>(op.gamma2, j, channels);
                           Isa::store(op.y + static_cast<long>(image) * tokens * channels + j,
-                                     Isa::fma(gamma, update, before), channels - j);
+                                     Isa::fma(gamma, sum, before), channels - j);
                         });
   }
 

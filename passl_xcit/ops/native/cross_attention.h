@@ -16,7 +16,8 @@ struct CrossAttentionForward : ClassAttention<Isa> {
 
   size_t run(void* memory, const Team& team) {
     Workspace workspace(memory);
-    this->take_attention(workspace, team.threads);
+    this->take_attention(workspace);
+    this->take_values(workspace);
     if (!memory) return workspace.bytes();
     this->attend(team);
     team.each(this->proj.count(), [&](int panel, int) { this->project(panel, nullptr, op.y, op.channels); });

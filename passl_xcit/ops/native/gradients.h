@@ -1,21 +1,9 @@
-// What backward passes share: products that are added up, transposed panels, LayerNorm's gradient. All in float32.
+// What backward passes share: products that are added up, LayerNorm's gradient. All in float32.
 #pragma once
 
 #include "elementwise.h"
 
 namespace passl_xcit {
-
-// Packs panel `index` of the transpose of `from` [columns, depth] with rows of `stride` floats.
-template <class Isa>
-void pack_transposed(const Panels<Isa>& to, int index, const float* from, long stride) {
-  constexpr int wide = panel_columns<Isa>;
-  const int first = index * wide, count = to.columns - first < wide ? to.columns - first : wide;
-  float row[wide] = {};
-  for (int k = 0; k < to.depth; ++k) {
-    for (int j = 0; j < count; ++j) row[j] = from[(first + j) * stride + k];
-    for (int j = 0; j < wide; j += Isa::lanes) to.put(index, k, j, Isa::load(row + j));
-  }
-}
 
 // to [rows, stride] += a^T b, for a [R, rows] and b [R, columns] with the strides of their rows.
 template <class Isa>

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "attention_block.h"
-#include "class_block.h"
+#include "class_training.h"
 #include "cross_attention.h"
 #include "stem_backward.h"
 #include "xca_backward.h"
@@ -27,6 +27,9 @@ Operators implemented() {
           saved_of<XcaBlockTraining, Float, XcaTraining>,
           run<XcaBlockBackward, Float, XcaBackward>,
           run<ClassBlockForward, Float, ClassBlock>,
+          run<ClassTrainingForward, Float, ClassTraining>,
+          saved_of<ClassTrainingForward, Float, ClassTraining>,
+          run<ClassTrainingBackward, Float, ClassBackward>,
           run<StemForward, Isa, Stem>,
           run<StemTrainingForward, Float, StemTraining>,
           saved_of<StemTrainingForward, Float, StemTraining>,

@@ -78,6 +78,15 @@ size_t passl_xcit_xca_backward(const Set* set, const XcaBackward* op, void* work
 size_t passl_xcit_class_block(const Set* set, const ClassBlock* op, void* workspace, int threads) {
   return run(set->operators().class_block, op, workspace, threads);
 }
+size_t passl_xcit_class_training(const Set* set, const ClassTraining* op, void* workspace, int threads) {
+  return run(set->operators().class_training, op, workspace, threads);
+}
+size_t passl_xcit_class_saved(const Set* set, const ClassTraining* op, void* workspace, int threads) {
+  return run(set->operators().class_saved, op, workspace, threads);
+}
+size_t passl_xcit_class_backward(const Set* set, const ClassBackward* op, void* workspace, int threads) {
+  return run(set->operators().class_backward, op, workspace, threads);
+}
 size_t passl_xcit_stem(const Set* set, const Stem* op, void* workspace, int threads) {
   return run(set->operators().stem, op, workspace, threads);
 }

@@ -42,8 +42,8 @@ Rows rows_of(const typename Isa::Element* data, long stride) {
   return {reinterpret_cast<const float*>(data), stride / Isa::per_unit, 1};
 }
 
-// Rows in units of rows that follow one another, zero beyond the last: unit (k, j) is at data[k * stride + j]. Of two of
-// them, products a^T b are made, whose depth are the rows.
+// Rows in units of rows that follow one another, zero beyond the last: unit (k, j) is at data[k * stride + j]. Of two
+// of them, products a^T b are made, whose depth are the rows.
 struct RowUnits {
   const float* data;
   long stride;
@@ -124,6 +124,18 @@ void pack_all(std::initializer_list<Packing<Isa>> matrices, const Team& team) {
     for (; panel >= matrix->to.count(); ++matrix) panel -= matrix->to.count();
     matrix->to.pack(panel, matrix->from, matrix->stride);
   });
+}
+
+// Packs panel `index` of the transpose of `from` [columns, depth] with rows of `stride` floats.
+template <class Isa>
+void pack_transposed(const Panels<Isa>& to, int index, const float* from, long stride) {
+  constexpr int wide = panel_columns<Isa>;
+  const int first = index * wide, count = to.columns - first < wide ? to.columns - first : wide;
+  float row[wide] = {};
+  for (int k = 0; k < to.depth; ++k) {
+    for (int j = 0; j < count; ++j) row[j] = from[(first + j) * stride + k];
+    for (int j = 0; j < wide; j += Isa::lanes) to.put(index, k, j, Isa::load(row + j));
+  }
 }
 
 template <class Isa>

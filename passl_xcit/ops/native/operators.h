@@ -66,6 +66,28 @@ struct CrossAttention {
   const float *proj_weight, *proj_bias;          // [C, C], [C]
 };
 
+// ClassBlock in training.
+struct ClassTraining {
+  ClassBlock block;
+  float* saved;  // what the backward pass needs; written by the forward pass
+};
+
+struct ClassGradients {
+  const float* dy;  // [B, M, C]
+  float* dx;        // [B, M, C]
+  float *norm1_weight, *norm1_bias;
+  float *qkv_weight, *qkv_bias, *proj_weight, *proj_bias;
+  float* gamma1;
+  float *norm2_weight, *norm2_bias;
+  float *fc1_weight, *fc1_bias, *fc2_weight, *fc2_bias;
+  float* gamma2;
+};
+
+struct ClassBackward {
+  ClassTraining forward;
+  ClassGradients gradients;
+};
+
 // XcaBlock in training: BatchNorm by the batch's own statistics, drop path by a factor for each image.
 struct XcaTraining {
   XcaBlock block;
@@ -108,7 +130,7 @@ struct Stem {
   const float *bn_mean[kMaxStages], *bn_variance[kMaxStages];
 };
 
-// The same in training: BatchNorm by the batch's own statistics.
+// Stem in training: BatchNorm by the batch's own statistics.
 struct StemTraining {
   Stem stem;
   float *mean[kMaxStages], *variance[kMaxStages];  // [widths[i + 1]], of BatchNorm's input; written by the forward pass
@@ -134,6 +156,9 @@ struct Operators {
   size_t (*xca_saved)(const XcaTraining&, void* workspace, const Team&);  // bytes of `saved`
   size_t (*xca_backward)(const XcaBackward&, void* workspace, const Team&);
   size_t (*class_block)(const ClassBlock&, void* workspace, const Team&);
+  size_t (*class_training)(const ClassTraining&, void* workspace, const Team&);
+  size_t (*class_saved)(const ClassTraining&, void* workspace, const Team&);
+  size_t (*class_backward)(const ClassBackward&, void* workspace, const Team&);
   size_t (*stem)(const Stem&, void* workspace, const Team&);
   size_t (*stem_training)(const StemTraining&, void* workspace, const Team&);
   size_t (*stem_saved)(const StemTraining&, void* workspace, const Team&);  // bytes of `saved`

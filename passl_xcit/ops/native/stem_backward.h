@@ -128,10 +128,10 @@ struct StemTrainingBackward : StemTrainingForward<Isa> {
     }
   }
 
-  // All rows of a stage's output for an image, in pieces. A piece's last input row is the first one of the next.
+  // All rows of a stage's output for an image, in pieces. A piece's last input row is the first one of the next;
+  // the row above the image gets gradients that nobody reads.
   void image_back(int stage, int image, Slot& to) const {
     const long line = this->line_of(stage);
-    clear(to.by_input, line);
     for (int index = 0; index < this->pieces_of(stage); ++index) {
       Piece& piece = to.piece;
       this->set_piece(stage, image, index, piece);
