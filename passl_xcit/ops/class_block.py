@@ -1,4 +1,4 @@
-"""The class-attention block in C++, in evaluation and in training: what ClassAttentionBlock's own `forward` says, faster.
+"""The class-attention block in C++, in evaluation and in training: ClassAttentionBlock's own `forward`, faster.
 
 Shapes as in native/operators.h.
 """
