@@ -6,6 +6,7 @@ from pathlib import Path
 
 import paddle
 
+from passl_xcit.ops.update import applies_to, norm_of
 from passl_xcit.utils.dist import rank
 from passl_xcit.utils.errors import CheckpointError, TrainingError
 from passl_xcit.utils.logger import TRAINER, get_logger
@@ -33,10 +34,12 @@ def parts(images, targets, count):
 
 def global_norm(parameters):
     """The Euclidean norm of all gradients together, float32 scalar; 0 where there are none."""
-    gradients = [parameter.grad.astype("float32") for parameter in parameters if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
         return paddle.zeros([])
-    return paddle.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
+    if applies_to(gradients):
+        return paddle.full([], norm_of(gradients))
+    return paddle.stack([gradient.astype("float32").square().sum() for gradient in gradients]).sum().sqrt()
 
 
 class NonFiniteGuard:

@@ -6,6 +6,7 @@ from typing import Optional
 import paddle
 
 from passl_xcit.hooks.hook import Hook
+from passl_xcit.ops.update import applies_to, move_averages
 from passl_xcit.utils.registry import HOOKS
 
 
@@ -39,8 +40,11 @@ class EMAHook(Hook):
     @paddle.no_grad()
     def train_iter_end(self, trainer):
         decay = self._decay_after(trainer.state.iter)
-        for name, value in trainer.weights().items():
-            trainer.state.ema[name].scale_(decay).add_(value * (1 - decay))
+        pairs = [(trainer.state.ema[name], value) for name, value in trainer.weights().items()]
+        if applies_to([tensor for pair in pairs for tensor in pair]):
+            return move_averages(pairs, decay)
+        for average, value in pairs:
+            average.scale_(decay).add_(value * (1 - decay))
 
     def _decay_after(self, updates):
         return self.decay * (1 - math.exp(-updates / self.warmup_updates)) if self.warmup_updates else self.decay

@@ -33,9 +33,9 @@ def _trains_plainly(layer):
 
 
 def _fits(layer, x):
-    if not paddle.in_dynamic_mode() or library() is None or not _is_plain(x):
+    if not paddle.in_dynamic_mode() or library() is None or not is_plain(x):
         return False
-    plain = all(map(_is_plain, [*layer.parameters(), *layer.buffers()]))
+    plain = all(map(is_plain, [*layer.parameters(), *layer.buffers()]))
     return plain and all(map(_is_known, layer.sublayers(include_self=True)))
 
 
@@ -43,7 +43,7 @@ def _wants_gradients(layer, x):
     return paddle.is_grad_enabled() and not all(tensor.stop_gradient for tensor in (x, *layer.parameters()))
 
 
-def _is_plain(tensor):
+def is_plain(tensor):
     """Whether C++ may read the tensor's memory as float32 without gaps."""
     return tensor.dtype == paddle.float32 and tensor.place.is_cpu_place() and tensor.is_contiguous()
 

@@ -5,10 +5,61 @@ from typing import Optional, Sequence
 import paddle
 from paddle import nn
 
+from passl_xcit.ops.update import adamw_step, applies_to
 from passl_xcit.utils.registry import OPTIMIZERS
 from passl_xcit.utils.typing_check import fits
 
 GRAD_CLIPS = {"global_norm": nn.ClipGradByGlobalNorm, "clip_norm": nn.ClipGradByNorm}
+
+
+# Paddle's names of what it keeps for each parameter.
+ACCUMULATORS = ("moment1_0", "moment2_0", "beta1_pow_acc_0", "beta2_pow_acc_0")
+
+
+class NativeAdamW(paddle.optimizer.AdamW):
+    """Paddle's AdamW, whose steps are one native operator each where that can be; its state is Paddle's.
+
+    Args:
+        undecayed: Paddle's names of the parameters that are not decayed.
+        options: of Paddle's AdamW, with one group of parameters.
+    """
+
+    def __init__(self, undecayed, beta1, beta2, epsilon, weight_decay, grad_clip, **options):
+        self._numbers = {"decay": weight_decay, "beta1": beta1, "beta2": beta2, "epsilon": epsilon}
+        self._undecayed, self._clip = undecayed, grad_clip
+        super().__init__(
+            beta1=beta1,
+            beta2=beta2,
+            epsilon=epsilon,
+            weight_decay=weight_decay,
+            grad_clip=grad_clip,
+            apply_decay_param_fun=lambda name: name not in undecayed,
+            **options,
+        )
+        self._trained, self._kept = options["parameters"], {}
+
+    @paddle.no_grad()
+    def step(self):
+        """Move the parameters that have a gradient; Paddle makes the moments in the first step."""
+        pairs = [(each, each.grad) for each in self._trained if not each.stop_gradient]
+        pairs = [(weight, gradient) for weight, gradient in pairs if gradient is not None]
+        if not applies_to([tensor for pair in pairs for tensor in pair]) or not self._keeps(pairs):
+            return super().step()
+        clipped = self._clip(pairs) if self._clip else pairs
+        rows = [(*pair, *self._kept[pair[0].name], pair[0].name not in self._undecayed) for pair in clipped]
+        adamw_step(rows, self.get_lr(), **self._numbers)
+
+    def _keeps(self, pairs):
+        """Whether the moments of all these parameters are there, and float32; Paddle never makes others for them."""
+        if all(weight.name in self._kept for weight, _ in pairs):
+            return True
+        state = self.state_dict()
+        for weight, _ in pairs:
+            self._kept[weight.name] = [state.get(f"{weight.name}_{name}") for name in ACCUMULATORS]
+        tensors = [tensor for weight, _ in pairs for tensor in self._kept[weight.name]]
+        if any(tensor is None for tensor in tensors) or not applies_to(tensors):
+            self._kept.clear()
+        return bool(self._kept)
 
 
 def AdamW(
@@ -34,15 +85,15 @@ def AdamW(
     if weight_decay < 0:
         raise ValueError(f"weight_decay must not be negative, but is {weight_decay}")
     excluded = undecayed_names(model, exclude_from_weight_decay or (), weight_decay_rule)
-    return paddle.optimizer.AdamW(
+    return NativeAdamW(
+        excluded,
+        beta1,
+        beta2,
+        epsilon,
+        weight_decay,
+        _build_grad_clip(grad_clip),
         learning_rate=learning_rate,
-        beta1=beta1,
-        beta2=beta2,
-        epsilon=epsilon,
         parameters=[parameter for parameter in model.parameters() if not parameter.stop_gradient],
-        weight_decay=weight_decay,
-        apply_decay_param_fun=lambda name: name not in excluded,
-        grad_clip=_build_grad_clip(grad_clip),
     )
 
 

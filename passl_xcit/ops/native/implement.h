@@ -5,6 +5,7 @@
 #include "class_training.h"
 #include "cross_attention.h"
 #include "stem_backward.h"
+#include "update.h"
 #include "xca_backward.h"
 
 namespace passl_xcit {
@@ -35,7 +36,10 @@ Operators implemented() {
           saved_of<StemTrainingForward, Float, StemTraining>,
           run<StemTrainingBackward, Float, StemBackward>,
           run<AttentionBlockForward, Float, AttentionBlock>,
-          run<CrossAttentionForward, Float, CrossAttention>};
+          run<CrossAttentionForward, Float, CrossAttention>,
+          run<AdamWUpdate, Float, AdamW>,
+          run<MovingAverage, Float, Average>,
+          run<SumOfSquares, Float, Squares>};
 }
 
 }  // namespace passl_xcit

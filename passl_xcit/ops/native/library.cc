@@ -105,4 +105,13 @@ size_t passl_xcit_attention_block(const Set* set, const AttentionBlock* op, void
 size_t passl_xcit_cross_attention(const Set* set, const CrossAttention* op, void* workspace, int threads) {
   return run(set->operators().cross_attention, op, workspace, threads);
 }
+size_t passl_xcit_adamw(const Set* set, const AdamW* op, void* workspace, int threads) {
+  return run(set->operators().adamw, op, workspace, threads);
+}
+size_t passl_xcit_average(const Set* set, const Average* op, void* workspace, int threads) {
+  return run(set->operators().average, op, workspace, threads);
+}
+size_t passl_xcit_squares(const Set* set, const Squares* op, void* workspace, int threads) {
+  return run(set->operators().squares, op, workspace, threads);
+}
 }

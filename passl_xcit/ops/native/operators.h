@@ -149,6 +149,44 @@ struct StemBackward {
   StemGradients gradients;
 };
 
+// Some tensors of one optimizer; see update.h.
+struct AdamWTensor {
+  float* weight;
+  const float* gradient;
+  float *moment1, *moment2;
+  float *beta1_power, *beta2_power;  // beta^t of this step, the t-th; afterwards those of the next
+  int64_t size, decays;
+};
+
+struct AdamW {
+  int64_t count;
+  const AdamWTensor* tensors;
+  double rate, decay, beta1, beta2, epsilon;
+};
+
+struct AveragedTensor {
+  float* average;
+  const float* value;
+  int64_t size;
+};
+
+struct Average {
+  int64_t count;
+  const AveragedTensor* tensors;
+  double decay;
+};
+
+struct SquaredTensor {
+  const float* value;
+  int64_t size;
+};
+
+struct Squares {
+  int64_t count;
+  const SquaredTensor* tensors;
+  double* sum;
+};
+
 // Each returns the bytes of the workspace it needs, and computes only where `workspace` is given.
 struct Operators {
   size_t (*xca_block)(const XcaBlock&, void* workspace, const Team&);
@@ -165,6 +203,9 @@ struct Operators {
   size_t (*stem_backward)(const StemBackward&, void* workspace, const Team&);
   size_t (*attention_block)(const AttentionBlock&, void* workspace, const Team&);
   size_t (*cross_attention)(const CrossAttention&, void* workspace, const Team&);
+  size_t (*adamw)(const AdamW&, void* workspace, const Team&);
+  size_t (*average)(const Average&, void* workspace, const Team&);
+  size_t (*squares)(const Squares&, void* workspace, const Team&);
 };
 
 Operators avx2_operators();
