@@ -2,8 +2,9 @@
 
 PASSL_XCIT_NATIVE: "auto" (the default) uses it where it can be used, "off" never, and "on" ends with an error where it
 cannot be used. PASSL_XCIT_NATIVE_ISA names the instruction set, avx512 or avx2, in place of the best one.
-PASSL_XCIT_NATIVE_PRECISION=bfloat16 rounds the operands of matrix products to bfloat16, where the processor multiplies
-these (AVX512-BF16); sums, residuals, norms and the attention itself stay in float32. The default is float32.
+In bfloat16 the operands of matrix products are rounded, where the processor multiplies these (AVX512-BF16); sums,
+residuals, norms and softmax stay in float32. `native_precision` asks for it, or PASSL_XCIT_NATIVE_PRECISION=bfloat16
+where nothing else is said. The default is float32.
 """
 
 import contextlib
@@ -76,31 +77,29 @@ class Library:
         """As many as Paddle uses: OMP_NUM_THREADS."""
         return self._openmp.omp_get_max_threads()
 
+    def in_bfloat16(self):
+        """Whether operators that can are to compute in bfloat16 now, in this thread."""
+        return self.bfloat16 and _precision() == "bfloat16"
+
     def run(self, name, operator, half=False):
         """Compute the operator `name` on what the ctypes.Structure `operator` says, with all its pointers set.
 
         Args:
-            half: in bfloat16, if PASSL_XCIT_NATIVE_PRECISION asks for it and the processor has it.
+            half: in bfloat16, which the processor has to have.
         """
         function = self._function(name, ctypes.c_size_t, 3, ctypes.c_int)
-        chosen = self._half if half and self.bfloat16 and _precision() == "bfloat16" else self._set
-        where, threads = ctypes.addressof(operator), self.threads()
+        chosen, where, threads = self._half if half else self._set, ctypes.addressof(operator), self.threads()
         size = function(chosen, where, None, threads)
         function(chosen, where, _workspace(size), threads)
 
-    def size_of(self, name, operator):
+    def size_of(self, name, operator, half=False):
         """Bytes of what the function `name` is asked for."""
-        return self._function(name, ctypes.c_size_t, 3, ctypes.c_int)(self._set, ctypes.addressof(operator), None, 1)
+        function = self._function(name, ctypes.c_size_t, 3, ctypes.c_int)
+        return function(self._half if half else self._set, ctypes.addressof(operator), None, 1)
 
 
-def _precision():
-    value = os.environ.get(PRECISION, "float32")
-    if value not in ("float32", "bfloat16"):
-        raise ConfigError(f"{PRECISION} must be float32 or bfloat16, not '{value}'")
-    return value
-
-
-# Of each Python thread. Its workspace is kept: fresh memory costs more, page by page, than what is computed in it.
+# Of each Python thread: what `native_precision` and `portable` say, and a workspace, which is kept: fresh memory costs
+# more, page by page, than what is computed in it.
 _kept = threading.local()
 
 
@@ -122,12 +121,44 @@ def _openmp():
 @contextlib.contextmanager
 def portable():
     """Inside, this thread computes by Paddle's operators only."""
-    before = getattr(_kept, "portable", False)
-    _kept.portable = True
+    with _said("portable", True):
+        yield
+
+
+@contextlib.contextmanager
+def native_precision(name):
+    """Inside, this thread's native operators compute in `name`, "float32" or "bfloat16", as far as they can.
+
+    Backward passes compute in what their forward passes did.
+    """
+    with _said("precision", name):
+        yield
+
+
+@contextlib.contextmanager
+def _said(name, value):
+    before = getattr(_kept, name, None)
+    setattr(_kept, name, value)
     try:
         yield
     finally:
-        _kept.portable = before
+        setattr(_kept, name, before)
+
+
+def _precision():
+    said = getattr(_kept, "precision", None)
+    value = said or os.environ.get(PRECISION, "float32")
+    if value not in ("float32", "bfloat16"):
+        raise ConfigError(f"{'precision' if said else PRECISION} must be float32 or bfloat16, not '{value}'")
+    return value
+
+
+def why_no_bfloat16():
+    """One line on why native operators cannot compute in bfloat16 here; None where they can."""
+    found, reason = _in_use()
+    if not found:
+        return f"native operators are not in use: {reason}"
+    return None if found.bfloat16 else f"native operators in {found.isa} have none (it needs AVX512-BF16)"
 
 
 def library():

@@ -47,7 +47,7 @@ def stem(patch_embed, images, positions):
         positions: [N, C]
     """
     y = paddle.empty([images.shape[0], *positions.shape], dtype="float32")
-    library().run("stem", _stem(patch_embed, images, positions, y), half=True)
+    library().run("stem", _stem(patch_embed, images, positions, y), half=library().in_bfloat16())
     return y
 
 

@@ -57,10 +57,13 @@ class XcaBackward(ctypes.Structure):
 def xca_block(block, x, height, width):
     """An XCABlock in evaluation: x [B, N, C] -> [B, N, C], N = height * width"""
     y = paddle.empty_like(x)
-    operator = _xca_block(block, x, y, height, width)
-    # Heads must not share a pair of bfloat16.
-    library().run("xca_block", operator, half=operator.channels // operator.heads % 2 == 0)
+    library().run("xca_block", _xca_block(block, x, y, height, width), half=_in_bfloat16(block))
     return y
+
+
+def _in_bfloat16(block):
+    """Heads must not share a pair of bfloat16."""
+    return library().in_bfloat16() and len(block.gamma1) // block.attn.num_heads % 2 == 0
 
 
 def _xca_block(block, x, y, height, width):
@@ -73,7 +76,7 @@ def train_xca_block(block, x, height, width):
     """An XCABlock in training, with gradients: x [B, N, C] -> [B, N, C]. It moves BatchNorm's running statistics."""
     keeps = [block.drop_path.draw(x) for _ in range(3)]
     parameters = [attrgetter(name)(block) for name in TRAINED]
-    return _TrainedXcaBlock.apply(x, _Call(block, height, width, keeps), *parameters)
+    return _TrainedXcaBlock.apply(x, _Call(block, height, width, keeps, _in_bfloat16(block)), *parameters)
 
 
 @dataclass
@@ -84,17 +87,18 @@ class _Call:
     height: int
     width: int
     keeps: list
+    half: bool
 
 
 class _TrainedXcaBlock(PyLayer):
     @staticmethod
     def forward(ctx, x, call, *parameters):
         y, bn = paddle.empty_like(x), call.block.local_mp.bn
-        operator = _xca_training(call, x, y)
+        operator, half = _xca_training(call, x, y), call.half
         mean, variance = (paddle.empty(bn._mean.shape, dtype="float32") for _ in range(2))
-        saved = paddle.empty([library().size_of("xca_saved", operator) // 4 + 1], dtype="float32")
+        saved = paddle.empty([library().size_of("xca_saved", operator, half) // 4 + 1], dtype="float32")
         operator.mean, operator.variance, operator.saved = addresses(mean, variance, saved)
-        library().run("xca_training", operator)
+        library().run("xca_training", operator, half)
         move_statistics(bn, mean, variance)
         ctx.save_for_backward(x, saved, *(tensor for tensor in parameters if tensor is not None))
         ctx.call = call
@@ -109,7 +113,8 @@ class _TrainedXcaBlock(PyLayer):
         there = [name for name in TRAINED if attrgetter(name)(ctx.call.block) is not None]
         of_name = dict(zip(there, gradients[1:]))
         gradient_addresses = [address(of_name.get(name)) for name in TRAINED]
-        library().run("xca_backward", XcaBackward(operator, *addresses(dy, gradients[0]), *gradient_addresses))
+        backward = XcaBackward(operator, *addresses(dy, gradients[0]), *gradient_addresses)
+        library().run("xca_backward", backward, ctx.call.half)
         wanted = [not tensor.stop_gradient for tensor in (x, *parameters)]
         return tuple(gradient if want else None for gradient, want in zip(gradients, wanted))
 

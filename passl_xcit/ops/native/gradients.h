@@ -1,26 +1,32 @@
-// What backward passes share: products that are added up, LayerNorm's gradient. All in float32.
+// What backward passes share: products that are added up, LayerNorm's gradient. Sums are floats.
 #pragma once
 
 #include "elementwise.h"
 
 namespace passl_xcit {
 
-// to [rows, stride] += a^T b, for a [R, rows] and b [R, columns] with the strides of their rows.
+// to [rows, stride] += a^T b, for units of a [R, rows] and of b [R, columns].
 template <class Isa>
-void add_product(int rows, int R, const float* a, long a_stride, const float* b, long b_stride, int columns, float* to,
-                 long stride) {
+void add_product(int rows, int R, RowUnits a, RowUnits b, int columns, float* to, long stride) {
   constexpr int wide = panel_columns<Isa>;
   for (int column = 0; column < columns; column += wide)
-    multiply_panel<Isa>(rows, R, {a, 1, a_stride}, b + column, b_stride, column, columns,
+    multiply_panel<Isa>(rows, units<Isa>(R), a.transposed(), b.data + column, b.stride, column, columns,
                         [&](int i, int j, typename Isa::Vector value) {
                           float* sum = to + i * stride + j;
                           Isa::store(sum, Isa::load(sum) + value);
                         });
 }
 
-// to [columns] += the sum of R rows.
+// The same for rows of floats, where a unit is one.
 template <class Isa>
-void add_rows(int R, const float* rows, long stride, int columns, float* to) {
+void add_product(int rows, int R, const float* a, long a_stride, const float* b, long b_stride, int columns, float* to,
+                 long stride) {
+  add_product<Isa>(rows, R, RowUnits{a, a_stride}, RowUnits{b, b_stride}, columns, to, stride);
+}
+
+// to [columns] += the sum of R rows of floats or elements.
+template <class Isa, class Element>
+void add_rows(int R, const Element* rows, long stride, int columns, float* to) {
   for (int c = 0; c < columns; c += Isa::lanes) {
     typename Isa::Vector sum = Isa::load(to + c);
     for (int i = 0; i < R; ++i) sum = sum + Isa::load(rows + i * stride + c);

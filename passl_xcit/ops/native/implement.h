@@ -1,4 +1,5 @@
-// The table of all operators for one instruction set. Training, class blocks and CrossViT are in float32 always.
+// The table of all operators for one instruction set. Those for class attention, CrossViT and the stem in training are
+// in float32 always.
 #pragma once
 
 #include "attention_block.h"
@@ -24,9 +25,9 @@ template <class Isa>
 Operators implemented() {
   using Float = typename Isa::Float;
   return {run<XcaBlockForward, Isa, XcaBlock>,
-          run<XcaBlockTraining, Float, XcaTraining>,
-          saved_of<XcaBlockTraining, Float, XcaTraining>,
-          run<XcaBlockBackward, Float, XcaBackward>,
+          run<XcaBlockTraining, Isa, XcaTraining>,
+          saved_of<XcaBlockTraining, Isa, XcaTraining>,
+          run<XcaBlockBackward, Isa, XcaBackward>,
           run<ClassBlockForward, Float, ClassBlock>,
           run<ClassTrainingForward, Float, ClassTraining>,
           saved_of<ClassTrainingForward, Float, ClassTraining>,

@@ -31,6 +31,8 @@ template <class Isa>
 struct XcaBlockBackward : XcaBlockTraining<Isa> {
   using Base = XcaBlockTraining<Isa>;
   using Vector = typename Isa::Vector;
+  using Element = typename Isa::Element;
+  using Float = typename Isa::Float;
   using Base::batch, Base::block_tokens, Base::blocks, Base::channels, Base::d, Base::heads, Base::hidden, Base::lanes,
       Base::op, Base::P, Base::Q, Base::saved, Base::tokens, Base::training, Base::wide;
   using typename Base::Block;
@@ -107,10 +109,11 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
   }
 
   size_t scratch_floats() const {
-    const size_t rows = static_cast<size_t>(block_tokens);
-    const size_t mlp = rows * (4 * P + 3 * kHidden), grids = 2 * this->grid_size();
-    const size_t attention =
-        3 * static_cast<size_t>(channels) * P + 5 * static_cast<size_t>(d) * d + rows * 6 * P + 4 * P;
+    const size_t rows = static_cast<size_t>(block_tokens), square = static_cast<size_t>(d) * d;
+    const size_t pairs = 2 * pairs_size<Isa>(block_tokens, P) + pairs_size<Isa>(block_tokens, kHidden);
+    const size_t mlp = rows * (4 * P + 2 * kHidden) + pairs, grids = 2 * this->grid_size();
+    const size_t attention = (3 * static_cast<size_t>(channels) + 6 * rows + 4) * P + 5 * square + pairs +
+                             pairs_size<Isa>(channels, channels) + pairs_size<Isa>(d, d);
     size_t most = mlp > grids ? mlp : grids;
     most = attention > most ? attention : most;
     return most + 16 * wide;
@@ -125,13 +128,17 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
       team.each(job.to.count(), [&](int panel, int) { pack_transposed<Isa>(job.to, panel, job.from, job.stride); });
   }
 
+  static Element* elements(float* memory) { return reinterpret_cast<Element*>(memory); }
+
   // A block of tokens: the MLP's gradients, and dx2.
   void mlp_back(int item, XcaSums& to, float* memory) const {
     const Block block = this->block_of(item);
     const int R = block.count;
     const long size = static_cast<long>(block_tokens) * P;
-    float *normed = memory, *r = normed + size, *scaled = r + size, *dn = scaled + size;  // each [R, P]
-    float *active = dn + size, *slope = active + block_tokens * kHidden;                  // each [R, kHidden]
+    float* dn = memory;                                                                            // [R, P]
+    Element *normed = elements(dn + size), *r = normed + size, *scaled = r + size;                 // each [R, P]
+    Element *active = scaled + size, *slope = active + static_cast<long>(block_tokens) * kHidden;  // each [R, kHidden]
+    float* pairs = reinterpret_cast<float*>(slope + static_cast<long>(block_tokens) * kHidden);
     float *rows = dx2 + block.row * P, *x2 = saved.x2 + block.row * P;
     const float* dy = out.dy + block.row * channels;
     const Vector keep = Isa::fill(Base::factor(training.keep2, block.image));
@@ -145,10 +152,14 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
       }
     }
     add_rows<Isa>(R, r, P, P, to.fc2_rows);
+    const RowUnits r_units = pair_rows<Isa>(R, r, P, channels, pairs);
+    const RowUnits normed_units = pair_rows<Isa>(R, normed, P, channels, pairs += pairs_size<Isa>(block_tokens, P));
+    pairs += pairs_size<Isa>(block_tokens, P);
     for (int first = 0; first < hidden; first += kHidden) {
       const int count = hidden - first < kHidden ? hidden - first : kHidden;
       for (int j = 0; j < count; j += wide) {
-        multiply_panel<Isa>(R, channels, {normed, P, 1}, this->fc1.panel((first + j) / wide), wide, j, count,
+        multiply_panel<Isa>(R, units<Isa>(channels), rows_of<Isa>(normed, P), this->fc1.panel((first + j) / wide), wide,
+                            j, count,
                             [&](int i, int column, Vector value) {
                               Vector a, s;
                               gelu_and_slope<Isa>(value + optional<Isa>(op.fc1_bias, first + column, hidden), a, s);
@@ -156,18 +167,20 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
                               Isa::store(slope + i * kHidden + column, s);
                             });
       }
-      add_product<Isa>(count, R, active, kHidden, r, P, channels, to.fc2 + static_cast<long>(first) * P, P);
+      add_product<Isa>(count, R, pair_rows<Isa>(R, active, kHidden, count, pairs), r_units, channels,
+                       to.fc2 + static_cast<long>(first) * P, P);
       for (int j = 0; j < count; j += wide)
-        multiply_panel<Isa>(R, channels, {scaled, P, 1}, fc2_back.panel((first + j) / wide), wide, j, count,
-                            [&](int i, int column, Vector value) {
-                              float* to = slope + i * kHidden + column;
+        multiply_panel<Isa>(R, units<Isa>(channels), rows_of<Isa>(scaled, P), fc2_back.panel((first + j) / wide), wide, j,
+                            count, [&](int i, int column, Vector value) {
+                              Element* to = slope + i * kHidden + column;
                               Isa::store(to, value * Isa::load(to));
                             });
-      add_product<Isa>(channels, R, normed, P, slope, kHidden, count, to.fc1 + first, F);
+      add_product<Isa>(channels, R, normed_units, pair_rows<Isa>(R, slope, kHidden, count, pairs), count, to.fc1 + first,
+                       F);
       add_rows<Isa>(R, slope, kHidden, count, to.fc1_bias + first);
       for (int panel = 0; panel < fc1_back.count(); ++panel)
-        multiply_panel<Isa>(R, count, {slope, kHidden, 1}, fc1_back.panel(panel, first), wide, panel * wide, channels,
-                            [&](int i, int j, Vector value) {
+        multiply_panel<Isa>(R, units<Isa>(count), rows_of<Isa>(slope, kHidden), fc1_back.panel(panel, first), wide,
+                            panel * wide, channels, [&](int i, int j, Vector value) {
                               float* to = dn + static_cast<long>(i) * P + j;
                               Isa::store(to, first ? value + Isa::load(to) : value);
                             });
@@ -284,18 +297,31 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
     float* back = products + square;        // [C, P], (A^T Wp)^T
     float* by_cosine = back + square;       // [C, d]: for each head, gradient by q_i . k_j
     float* own = by_cosine + channels * d;  // [2P]: what each column of q and k is multiplied by for its norm
-    float* rest = own + 2 * P;
+    float* back_pairs = own + 2 * P;
+    float* rest = back_pairs + pairs_size<Isa>(channels, channels);
     const long start = this->start_of(image);
     const Vector keep = Isa::fill(Base::factor(training.keep1, image));
-    float* r = dz + start;  // [N, P]: dz is not needed any more
+    Element* r = elements(dz + start);  // [N, P]: dz is not needed any more
     for (long i = 0; i < tokens; ++i)
       for (int c = 0; c < P; c += lanes)
         Isa::store(r + i * P + c, Isa::keep(Isa::load(dx2 + start + i * P + c) * keep, channels - c));
     add_rows<Isa>(tokens, r, P, P, to.proj_rows);
     __builtin_memset(products, 0, square * sizeof(float));
-    add_product<Isa>(channels, tokens, saved.v + start, P, r, P, channels, products, P);
+    for (int block = 0; block < blocks; ++block) add_values(image * blocks + block, r, products, rest);
     for (int head = 0; head < heads; ++head) head_back(image, head, products, back, by_cosine, own, to, rest);
-    for (int block = 0; block < blocks; ++block) qkv_back(image * blocks + block, r, back, by_cosine, own, to, rest);
+    const RowUnits back_units = pair_rows<Isa>(channels, back, P, channels, back_pairs);
+    for (int block = 0; block < blocks; ++block)
+      qkv_back(image * blocks + block, r, back_units, by_cosine, own, to, rest);
+  }
+
+  // A block's part of v^T r.
+  void add_values(int item, const Element* r, float* products, float* memory) const {
+    const Block block = this->block_of(item);
+    const long offset = (block.row - static_cast<long>(block.image) * tokens) * P;
+    const RowUnits v = pair_rows<Isa>(block.count, saved.v + block.row * P, P, channels, memory);
+    float* rest = memory + pairs_size<Isa>(block_tokens, P);
+    add_product<Isa>(channels, block.count, v, pair_rows<Isa>(block.count, r + offset, P, channels, rest), channels,
+                     products, P);
   }
 
   void head_back(int image, int head, float* products, float* back, float* by_cosine, float* own, XcaSums& to,
@@ -306,7 +332,7 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
     const float* weight = op.proj_weight + static_cast<long>(head) * d * channels;  // [d, C]
     // D of proj: E = A K
     for (int column = 0; column < channels; column += wide)
-      multiply_panel<Isa>(d, d, {attention, d, 1}, K + column, P, column, channels, [&](int i, int j, Vector value) {
+      multiply_panel<Float>(d, d, {attention, d, 1}, K + column, P, column, channels, [&](int i, int j, Vector value) {
         float* sum = to.proj + (static_cast<long>(head) * d + i) * P + j;
         Isa::store(sum, Isa::load(sum) + value);
       });
@@ -316,10 +342,10 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
                    Isa::load(K + static_cast<long>(j) * P + c) * optional<Isa>(op.gamma1, c, channels));
     // (A^T Wp)^T [c, j] = sum_i Wp[i, c] A[i, j]
     for (int column = 0; column < d; column += wide)
-      multiply_panel<Isa>(channels, d, {weight, 1, channels}, attention + column, d, column, d,
-                          [&](int c, int j, Vector value) {
-                            Isa::store(back + static_cast<long>(c) * P + head * d + j, value, d - j);
-                          });
+      multiply_panel<Float>(channels, d, {weight, 1, channels}, attention + column, d, column, d,
+                            [&](int c, int j, Vector value) {
+                              Isa::store(back + static_cast<long>(c) * P + head * d + j, value, d - j);
+                            });
     // dA [i, j] = sum_c Wp[i, c] g[c] K[j, c], K scaled by g already
     float* dA = memory;  // [d, d]
     for (int i = 0; i < d; ++i)
@@ -367,34 +393,41 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
   }
 
   // A block of tokens: the gradients of q, k, v and of LayerNorm 1, and dx.
-  void qkv_back(int item, float* r, const float* back, const float* by_product, const float* own, XcaSums& to,
+  void qkv_back(int item, Element* r, RowUnits back, const float* by_product, const float* own, XcaSums& to,
                 float* memory) const {
     const Block block = this->block_of(item);
     const int R = block.count;
     const long size = static_cast<long>(block_tokens) * P,
                offset = (block.row - static_cast<long>(block.image) * tokens) * P;
-    float *normed = memory, *dq = normed + size, *dk = dq + size, *dv = dk + size, *dn = dv + size;  // each [R, P]
-    const float *qk = saved.qk + block.row * Q, *x = op.x + block.row * channels;
+    float* dn = memory;                                                                               // [R, P]
+    Element *normed = elements(dn + size), *dq = normed + size, *dk = dq + size, *dv = dk + size;     // each [R, P]
+    float* rest = reinterpret_cast<float*>(dv + size);
+    const Element* qk = saved.qk + block.row * Q;
+    const float* x = op.x + block.row * channels;
     for (long i = 0; i < R; ++i) {
       layer_norm<Isa>(x + i * channels, op.norm1_weight, op.norm1_bias, channels, P, normed + i * P);
       for (int c = 0; c < channels; c += lanes)
         Isa::store(r + offset + i * P + c, Isa::load(r + offset + i * P + c) * optional<Isa>(op.gamma1, c, channels));
     }
     for (int column = 0; column < channels; column += wide)
-      multiply_panel<Isa>(R, channels, {r + offset, P, 1}, back + column, P, column, channels,
+      multiply_panel<Isa>(R, units<Isa>(channels), rows_of<Isa>(r + offset, P), back.data + column, back.stride, column,
+                          channels,
                           [&](int i, int j, Vector value) { Isa::store(dv + static_cast<long>(i) * P + j, value); });
     for (int head = 0; head < heads; ++head)
-      head_qk_back(R, head, qk, by_product + static_cast<long>(head) * d * d, own, dq, dk, dn);
+      head_qk_back(R, head, qk, by_product + static_cast<long>(head) * d * d, own, dq, dk, rest);
+    const RowUnits normed_units = pair_rows<Isa>(R, normed, P, channels, rest);
+    rest += pairs_size<Isa>(block_tokens, P);
     struct Part {
-      float* gradient;
+      Element* gradient;
       float* sum;
       const Panels<Isa>& back;
     };
     int index = 0;
     for (const Part& part : {Part{dq, to.q, q_back}, Part{dk, to.k, k_back}, Part{dv, to.v, v_back}}) {
-      add_product<Isa>(channels, R, normed, P, part.gradient, P, channels, part.sum, P);
+      add_product<Isa>(channels, R, normed_units, pair_rows<Isa>(R, part.gradient, P, channels, rest), channels, part.sum,
+                       P);
       add_rows<Isa>(R, part.gradient, P, channels, to.qkv_bias + index * P);
-      multiply<Isa>(R, {part.gradient, P, 1}, part.back, [&](int i, int j, Vector value) {
+      multiply<Isa>(R, rows_of<Isa>(part.gradient, P), part.back, [&](int i, int j, Vector value) {
         float* sum = dn + static_cast<long>(i) * P + j;
         Isa::store(sum, index ? Isa::load(sum) + value : value);
       });
@@ -412,17 +445,21 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
   }
 
   // dq = k G^T and dk = q G for the gradient G by the products, plus what the norms add.
-  void head_qk_back(int R, int head, const float* qk, const float* G, const float* own, float* dq, float* dk,
+  void head_qk_back(int R, int head, const Element* qk, const float* G, const float* own, Element* dq, Element* dk,
                     float* turned) const {
-    const float *q = qk + head * d, *k = qk + P + head * d;
+    const Element *q = qk + head * d, *k = qk + P + head * d;
     for (int i = 0; i < d; ++i)
       for (int j = 0; j < d; ++j) turned[j * d + i] = G[i * d + j];
-    const auto into = [&](const float* from, const float* matrix, const float* same, const float* factor, float* to) {
+    const auto into = [&](const Element* from, const float* matrix, const Element* same, const float* factor,
+                          Element* to) {
+      const RowUnits b = pair_rows<Isa>(d, matrix, d, d, turned + d * d + wide);
       for (int column = 0; column < d; column += wide)
-        multiply_panel<Isa>(R, d, {from, Q, 1}, matrix + column, d, column, d, [&](int i, int j, Vector value) {
-          const Vector of_norm = Isa::load(factor + j, d - j) * Isa::load(same + static_cast<long>(i) * Q + j, d - j);
-          Isa::store(to + static_cast<long>(i) * P + j, value + of_norm, d - j);
-        });
+        multiply_panel<Isa>(R, units<Isa>(d), rows_of<Isa>(from, Q), b.data + column, b.stride, column, d,
+                            [&](int i, int j, Vector value) {
+                              const long row = static_cast<long>(i);
+                              const Vector of_norm = Isa::load(factor + j, d - j) * Isa::load(same + row * Q + j, d - j);
+                              Isa::store(to + row * P + j, value + of_norm, d - j);
+                            });
     };
     into(k, turned, q, own + head * d, dq + head * d);
     into(q, G, k, own + P + head * d, dk + head * d);

@@ -1,6 +1,6 @@
 // The XCA block in training: the forward pass, which saves what the backward pass needs, and what both share.
 //
-// Letters as in operators.h and xca_block.h. Everything is in float32.
+// Letters as in operators.h and xca_block.h.
 #pragma once
 
 #include "xca_block.h"
@@ -8,9 +8,10 @@
 namespace passl_xcit {
 
 // What the forward pass saves.
+template <class Isa>
 struct XcaSaved {
-  float* qk;          // [B, N, Q]
-  float* v;           // [B, N, P]
+  typename Isa::Element* qk;  // [B, N, Q]
+  typename Isa::Element* v;   // [B, N, P]
   float* norms;       // [B, blocks, 2P], squares of the columns of q and k
   float* cosines;     // [B, h, d, d], normalised Gram matrices
   float* attention;   // [B, h, d, d]
@@ -25,13 +26,14 @@ template <class Isa>
 struct XcaBlockTraining : XcaBlockForward<Isa> {
   using Base = XcaBlockForward<Isa>;
   using Vector = typename Isa::Vector;
+  using Element = typename Isa::Element;
   using Base::block_tokens, Base::blocks, Base::channels, Base::d, Base::heads, Base::lanes, Base::op, Base::P, Base::Q,
       Base::tokens, Base::wide;
   using typename Base::Images;
 
   const XcaTraining& training;
   const int batch;
-  XcaSaved saved;
+  XcaSaved<Isa> saved;
   size_t saved_bytes;
 
   explicit XcaBlockTraining(const XcaTraining& of) : Base(of.block), training(of), batch(of.block.batch) {
@@ -71,7 +73,8 @@ struct XcaBlockTraining : XcaBlockForward<Isa> {
  protected:
   void take_saved(Workspace& memory) {
     const size_t rows = static_cast<size_t>(batch) * tokens, grams = static_cast<size_t>(batch) * channels * d;
-    saved.qk = memory.floats(rows * Q), saved.v = memory.floats(rows * P);
+    saved.qk = reinterpret_cast<Element*>(memory.floats(rows * Q / Isa::per_unit));
+    saved.v = reinterpret_cast<Element*>(memory.floats(rows * P / Isa::per_unit));
     saved.norms = memory.floats(static_cast<size_t>(batch) * blocks * 2 * P);
     saved.cosines = memory.floats(grams), saved.attention = memory.floats(grams);
     saved.x1 = memory.floats(rows * P), saved.moments = memory.floats(rows * 2);
