@@ -42,8 +42,8 @@ Rows rows_of(const typename Isa::Element* data, long stride) {
   return {reinterpret_cast<const float*>(data), stride / Isa::per_unit, 1};
 }
 
-// Rows in units of rows that follow one another, zero beyond the last: unit (k, j) is at data[k * stride + j]. Of two
-// of them, products a^T b are made, whose depth are the rows.
+// Rows in units of rows that follow one another, zero beyond the last: unit (k, j) is at data[k * stride + j]. Two of
+// them make a product a^T b, whose depth are the rows.
 struct RowUnits {
   const float* data;
   long stride;

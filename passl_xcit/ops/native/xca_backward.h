@@ -13,6 +13,9 @@
 
 namespace passl_xcit {
 
+constexpr int kPart = 256;            // hidden channels of the MLP whose gradients are computed at a time
+constexpr int kPartRow = kPart + 16;  // no power of two: rows would share a part of the cache
+
 // Gradients as one slot adds them up. Matrices have rows of whole panels.
 struct XcaSums {
   float *q, *k, *v, *proj;         // [C, P]; of proj D, see above
@@ -110,8 +113,8 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
 
   size_t scratch_floats() const {
     const size_t rows = static_cast<size_t>(block_tokens), square = static_cast<size_t>(d) * d;
-    const size_t pairs = 2 * pairs_size<Isa>(block_tokens, P) + pairs_size<Isa>(block_tokens, kHidden);
-    const size_t mlp = rows * (4 * P + 2 * kHidden) + pairs, grids = 2 * this->grid_size();
+    const size_t pairs = 2 * pairs_size<Isa>(block_tokens, P) + pairs_size<Isa>(block_tokens, kPart);
+    const size_t mlp = rows * (4 * P + 2 * kPartRow) + pairs, grids = 2 * this->grid_size();
     const size_t attention = (3 * static_cast<size_t>(channels) + 6 * rows + 4) * P + 5 * square + pairs +
                              pairs_size<Isa>(channels, channels) + pairs_size<Isa>(d, d);
     size_t most = mlp > grids ? mlp : grids;
@@ -135,10 +138,11 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
     const Block block = this->block_of(item);
     const int R = block.count;
     const long size = static_cast<long>(block_tokens) * P;
-    float* dn = memory;                                                                            // [R, P]
-    Element *normed = elements(dn + size), *r = normed + size, *scaled = r + size;                 // each [R, P]
-    Element *active = scaled + size, *slope = active + static_cast<long>(block_tokens) * kHidden;  // each [R, kHidden]
-    float* pairs = reinterpret_cast<float*>(slope + static_cast<long>(block_tokens) * kHidden);
+    const long part_size = static_cast<long>(block_tokens) * kPartRow;
+    float* dn = memory;                                                             // [R, P]
+    Element *normed = elements(dn + size), *r = normed + size, *scaled = r + size;  // each [R, P]
+    Element *active = scaled + size, *slope = active + part_size;                   // each [R, kPartRow]
+    float* pairs = reinterpret_cast<float*>(slope + part_size);
     float *rows = dx2 + block.row * P, *x2 = saved.x2 + block.row * P;
     const float* dy = out.dy + block.row * channels;
     const Vector keep = Isa::fill(Base::factor(training.keep2, block.image));
@@ -155,31 +159,31 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
     const RowUnits r_units = pair_rows<Isa>(R, r, P, channels, pairs);
     const RowUnits normed_units = pair_rows<Isa>(R, normed, P, channels, pairs += pairs_size<Isa>(block_tokens, P));
     pairs += pairs_size<Isa>(block_tokens, P);
-    for (int first = 0; first < hidden; first += kHidden) {
-      const int count = hidden - first < kHidden ? hidden - first : kHidden;
+    for (int first = 0; first < hidden; first += kPart) {
+      const int count = hidden - first < kPart ? hidden - first : kPart;
       for (int j = 0; j < count; j += wide) {
         multiply_panel<Isa>(R, units<Isa>(channels), rows_of<Isa>(normed, P), this->fc1.panel((first + j) / wide), wide,
                             j, count,
                             [&](int i, int column, Vector value) {
                               Vector a, s;
                               gelu_and_slope<Isa>(value + optional<Isa>(op.fc1_bias, first + column, hidden), a, s);
-                              Isa::store(active + i * kHidden + column, a);
-                              Isa::store(slope + i * kHidden + column, s);
+                              Isa::store(active + i * kPartRow + column, a);
+                              Isa::store(slope + i * kPartRow + column, s);
                             });
       }
-      add_product<Isa>(count, R, pair_rows<Isa>(R, active, kHidden, count, pairs), r_units, channels,
+      add_product<Isa>(count, R, pair_rows<Isa>(R, active, kPartRow, count, pairs), r_units, channels,
                        to.fc2 + static_cast<long>(first) * P, P);
       for (int j = 0; j < count; j += wide)
-        multiply_panel<Isa>(R, units<Isa>(channels), rows_of<Isa>(scaled, P), fc2_back.panel((first + j) / wide), wide, j,
-                            count, [&](int i, int column, Vector value) {
-                              Element* to = slope + i * kHidden + column;
+        multiply_panel<Isa>(R, units<Isa>(channels), rows_of<Isa>(scaled, P), fc2_back.panel((first + j) / wide), wide,
+                            j, count, [&](int i, int column, Vector value) {
+                              Element* to = slope + i * kPartRow + column;
                               Isa::store(to, value * Isa::load(to));
                             });
-      add_product<Isa>(channels, R, normed_units, pair_rows<Isa>(R, slope, kHidden, count, pairs), count, to.fc1 + first,
-                       F);
-      add_rows<Isa>(R, slope, kHidden, count, to.fc1_bias + first);
+      const RowUnits slope_units = pair_rows<Isa>(R, slope, kPartRow, count, pairs);
+      add_product<Isa>(channels, R, normed_units, slope_units, count, to.fc1 + first, F);
+      add_rows<Isa>(R, slope, kPartRow, count, to.fc1_bias + first);
       for (int panel = 0; panel < fc1_back.count(); ++panel)
-        multiply_panel<Isa>(R, units<Isa>(count), rows_of<Isa>(slope, kHidden), fc1_back.panel(panel, first), wide,
+        multiply_panel<Isa>(R, units<Isa>(count), rows_of<Isa>(slope, kPartRow), fc1_back.panel(panel, first), wide,
                             panel * wide, channels, [&](int i, int j, Vector value) {
                               float* to = dn + static_cast<long>(i) * P + j;
                               Isa::store(to, first ? value + Isa::load(to) : value);
@@ -359,12 +363,14 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
     softmax_back(image, head, attention, cosines, dA, by_cosine + static_cast<long>(head) * d * d, own, to);
   }
 
-  // From dA to the gradient by each product q_i . k_j, and to the factors of the columns' norms.
-  void softmax_back(int image, int head, const float* attention, const float* cosines, const float* dA,
+  // From dA, behind which 2 d floats are free, to the gradient by each product q_i . k_j, and to the factors of the
+  // columns' norms.
+  void softmax_back(int image, int head, const float* attention, const float* cosines, float* dA,
                     float* by_product, float* own, XcaSums& to) const {
     const float temperature = op.temperature[head];
     float *own_q = own + head * d, *own_k = own + P + head * d;
-    for (int j = 0; j < d; ++j) own_k[j] = 0;
+    float *k_norms = dA + d * d, *k_squares = k_norms + d;
+    for (int j = 0; j < d; ++j) own_k[j] = 0, k_norms[j] = norm_and_square(image, P + head * d + j, k_squares[j]);
     for (int i = 0; i < d; ++i) {
       const float *A = attention + i * d, *cosine = cosines + i * d, *gradient = dA + i * d;
       float dot = 0, by_temperature = 0, by_norm = 0;
@@ -373,16 +379,15 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
       const float q_norm = norm_and_square(image, head * d + i, square);
       for (int j = 0; j < d; ++j) {
         const float score = A[j] * (gradient[j] - dot), by_cosine = temperature * score;
-        float k_square;
-        const float k_norm = norm_and_square(image, P + head * d + j, k_square);
         by_temperature += score * cosine[j];
         by_norm += by_cosine * cosine[j];
-        own_k[j] -= k_square < kNormFloor ? 0 : by_cosine * cosine[j] / k_square;
-        by_product[i * d + j] = by_cosine / (q_norm * k_norm);
+        own_k[j] -= by_cosine * cosine[j];
+        by_product[i * d + j] = by_cosine / (q_norm * k_norms[j]);
       }
       to.temperature[head] += by_temperature;
       own_q[i] = square < kNormFloor ? 0 : -by_norm / square;
     }
+    for (int j = 0; j < d; ++j) own_k[j] = k_squares[j] < kNormFloor ? 0 : own_k[j] / k_squares[j];
   }
 
   float norm_and_square(int image, int c, float& square) const {
@@ -399,8 +404,8 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
     const int R = block.count;
     const long size = static_cast<long>(block_tokens) * P,
                offset = (block.row - static_cast<long>(block.image) * tokens) * P;
-    float* dn = memory;                                                                               // [R, P]
-    Element *normed = elements(dn + size), *dq = normed + size, *dk = dq + size, *dv = dk + size;     // each [R, P]
+    float* dn = memory;                                                                            // [R, P]
+    Element *normed = elements(dn + size), *dq = normed + size, *dk = dq + size, *dv = dk + size;  // each [R, P]
     float* rest = reinterpret_cast<float*>(dv + size);
     const Element* qk = saved.qk + block.row * Q;
     const float* x = op.x + block.row * channels;
@@ -424,8 +429,8 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
     };
     int index = 0;
     for (const Part& part : {Part{dq, to.q, q_back}, Part{dk, to.k, k_back}, Part{dv, to.v, v_back}}) {
-      add_product<Isa>(channels, R, normed_units, pair_rows<Isa>(R, part.gradient, P, channels, rest), channels, part.sum,
-                       P);
+      const RowUnits gradient_units = pair_rows<Isa>(R, part.gradient, P, channels, rest);
+      add_product<Isa>(channels, R, normed_units, gradient_units, channels, part.sum, P);
       add_rows<Isa>(R, part.gradient, P, channels, to.qkv_bias + index * P);
       multiply<Isa>(R, rows_of<Isa>(part.gradient, P), part.back, [&](int i, int j, Vector value) {
         float* sum = dn + static_cast<long>(i) * P + j;
@@ -456,8 +461,9 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
       for (int column = 0; column < d; column += wide)
         multiply_panel<Isa>(R, units<Isa>(d), rows_of<Isa>(from, Q), b.data + column, b.stride, column, d,
                             [&](int i, int j, Vector value) {
-                              const long row = static_cast<long>(i);
-                              const Vector of_norm = Isa::load(factor + j, d - j) * Isa::load(same + row * Q + j, d - j);
+                              const long row = i;
+                              const Vector same_j = Isa::load(same + row * Q + j, d - j);
+                              const Vector of_norm = Isa::load(factor + j, d - j) * same_j;
                               Isa::store(to + row * P + j, value + of_norm, d - j);
                             });
     };
