@@ -38,7 +38,7 @@ def __getattr__(name):
     if name not in _WHERE:
         raise AttributeError(f"module 'passl_xcit' has no attribute '{name}'")
     if _WHERE[name] not in _WITHOUT_PADDLE and "paddle" not in sys.modules:
-        importlib.import_module("passl_xcit.utils.startup").prepare_paddle()
+        importlib.import_module("passl_xcit.utils.startup").prepare_paddle(own_process=False)
     return getattr(importlib.import_module(f"passl_xcit.{_WHERE[name]}"), name)
 
 

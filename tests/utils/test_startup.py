@@ -1,6 +1,7 @@
 """Threads and code paths of the CPU libraries are settled before Paddle is imported."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -101,3 +102,44 @@ def test_a_plugin_that_cannot_be_loaded_is_one_line(tmp_path):
     assert done.returncode == 2 and "Traceback" not in done.stderr
     line = done.stderr.splitlines()[-1]
     assert line.startswith("error: Paddle cannot be imported: ") and str(tmp_path) in line
+
+
+ARRAYS = """
+import os, sys
+from passl_xcit.utils.startup import prepare_paddle
+prepare_paddle(own_process=sys.argv[1] == "own")
+import psutil
+
+def kept(mebibytes):
+    before = psutil.Process().memory_info().rss
+    bytearray(b"1") * (mebibytes * 2**20)
+    return (psutil.Process().memory_info().rss - before) // 2**20
+
+print(kept(50), kept(100))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator of glibc")
+@pytest.mark.parametrize(
+    ("whose", "environment", "kept"),
+    [
+        ("own", {}, True),
+        ("another's", {}, False),
+        ("own", {"MALLOC_MMAP_THRESHOLD_": "131072"}, False),
+        ("own", {"MALLOC_TRIM_THRESHOLD_": "131072"}, False),
+        ("own", {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=131072"}, False),
+    ],
+)
+def test_memory_of_arrays_up_to_64_mib_is_kept_for_the_next_ones_in_ones_own_process(whose, environment, kept):
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **environment}
+    command = [sys.executable, "-c", ARRAYS, whose]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    below, above = map(int, done.stdout.split())  # MiB that stayed
+    assert below > 20 if kept else below < 5  # a part of it was free before
+    assert above < 5
+
+
+def test_without_glibc_the_allocator_stays_as_it_is(machine, monkeypatch):
+    monkeypatch.setattr(startup.ctypes, "CDLL", lambda name: object())
+    assert machine(4)["OMP_NUM_THREADS"] == "4"

@@ -80,7 +80,8 @@ def machine_lines(record):
     sets = ", ".join(machine["instruction_sets"])
     lines = [
         f"Processor: {machine['processor']} ({sets}), {machine['cores']} cores used, {machine['memory_gb']} GB; "
-        f"{machine['system']}; {versions}. {settings['repeats']} turns each."
+        f"{machine['system']}; {versions}; native operators {machine['native_operators']}. "
+        f"{settings['repeats']} turns each."
     ]
     limits = limits_of(record)
     for cores in sorted({cores for _, cores in limits}):

@@ -150,6 +150,13 @@ def test_the_machine_is_described_without_names_of_hosts_or_paths():
     assert describe_machine()["cores"] >= 1
 
 
+def test_the_machine_says_whether_native_operators_are_in_use(monkeypatch):
+    monkeypatch.setenv("PASSL_XCIT_NATIVE", "off")
+    assert describe_machine()["native_operators"] == "not in use"
+    told = pages.machine_lines(record_of({"eager": {**RESULT, "difference": 0.0}}))[0]
+    assert "; native operators not in use. 3 turns each." in told
+
+
 def test_every_contender_has_a_worker():
     for contender in contenders_of([*OURS, *PEERS]):
         assert contender.script.is_file()
