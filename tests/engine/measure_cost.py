@@ -7,7 +7,7 @@ from pathlib import Path
 
 from passl_xcit.utils.startup import prepare_paddle
 
-prepare_paddle()
+prepare_paddle(own_process=False)  # memory that the allocator kept would not be seen to be taken
 
 import paddle  # noqa: E402
 
