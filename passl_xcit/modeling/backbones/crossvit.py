@@ -28,8 +28,8 @@ from passl_xcit.modeling.layers import (
     trunc_normal_,
 )
 from passl_xcit.modeling.resize import SCALINGS, scale_images
-from passl_xcit.ops.attention_block import attention_block
-from passl_xcit.ops.conditions import applies
+from passl_xcit.ops.attention_block import attention_block, train_attention_block
+from passl_xcit.ops.conditions import applies, applies_in_training
 from passl_xcit.ops.cross_attention import cross_attention
 from passl_xcit.utils.registry import BACKBONES
 
@@ -114,6 +114,8 @@ class Block(nn.Layer):
         """[B, M, C] -> [B, M, C]"""
         if applies(self, x):
             return attention_block(self, x)
+        if applies_in_training(self, x):
+            return train_attention_block(self, x)
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 

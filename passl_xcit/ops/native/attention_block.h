@@ -1,4 +1,5 @@
-// The pre-norm block of a vision transformer: x + Attention(LN1 x), then x + MLP(LN2 x), for evaluation.
+// The pre-norm block of a vision transformer: x + Attention(LN1 x), then x + MLP(LN2 x), for evaluation
+// and as the forward pass of training.
 //
 // Letters as in operators.h, and P = C, S = M in whole panels. An image's q, k and v stay in the second cache: blocks
 // of about 96 tokens make them, and then ask, one after the other. The scores of as many queries as a tile has rows,
@@ -28,12 +29,16 @@ struct AttentionBlockForward {
   Panels<Isa> q, k, proj, fc1, fc2;
   float* v;  // of each head panels of Wv_h [C, d]
 
-  // What blocks of tokens hand on, for some images.
+  // What blocks of tokens hand on, for some images; the rows are there in training only, and null else.
   struct Images {
-    float* q;        // [images, M, P], divided by sqrt(d)
-    float* k;        // of each image panels of its keys, transposed [C, M]
-    float* v;        // of each image and head panels of its values [M, d]
-    float* scratch;  // of each thread
+    float* q;                    // [images, M, P], divided by sqrt(d)
+    float* k;                    // of each image panels of its keys, transposed [C, M]
+    float* v;                    // of each image and head panels of its values [M, d]
+    float* softmax;              // rows [images, M, h, 2], largest score and 1 / sum of the powers
+    float* mixed;                // rows [images, M, P], of the heads' results
+    float* x1;                   // rows [images, M, P], after the attention
+    const float *keep1, *keep2;  // [images], what multiplies the two updates, or null
+    float* scratch;              // of each thread
   };
 
   explicit AttentionBlockForward(const AttentionBlock& block)
@@ -51,9 +56,7 @@ struct AttentionBlockForward {
   size_t run(void* memory, const Team& team) {
     Workspace workspace(memory);
     take_weights(workspace);
-    // Each thread takes whole images as far as they can be dealt out evenly; the rest all threads do together.
-    const int alone = static_cast<int>(op.batch) / team.threads * team.threads;
-    const int together = static_cast<int>(op.batch) - alone;
+    const int alone = images_alone(team), together = static_cast<int>(op.batch) - alone;
     const Team one{team.runtime, 1};
     Images of_thread[kMaxThreads];
     for (int thread = 0; thread < team.threads; ++thread) of_thread[thread] = take_images(workspace, alone ? 1 : 0, 1);
@@ -66,6 +69,9 @@ struct AttentionBlockForward {
   }
 
  protected:
+  // Each thread takes whole images as far as they can be dealt out evenly; the rest all threads do together.
+  int images_alone(const Team& team) const { return static_cast<int>(op.batch) / team.threads * team.threads; }
+
   // Tokens of a block, in whole tiles, for blocks of much the same size.
   static int even_blocks(int tokens) {
     const int blocks = tokens < kQueries ? 1 : (tokens + kQueries / 2) / kQueries;
@@ -82,7 +88,7 @@ struct AttentionBlockForward {
   }
 
   Images take_images(Workspace& workspace, int images, int threads) const {
-    Images to;
+    Images to{};
     to.q = workspace.floats(static_cast<size_t>(images) * tokens * P);
     to.k = workspace.floats(images * Panels<Isa>::size(channels, tokens));
     to.v = workspace.floats(images * heads * Panels<Isa>::size(tokens, d));
@@ -119,11 +125,13 @@ struct AttentionBlockForward {
     const auto scratch = [&](int thread) { return to.scratch + thread * scratch_size(); };
     team.each(count * blocks, [&](int item, int thread) { project_in(x, item, to, scratch(thread)); });
     team.each(count * blocks, [&](int item, int thread) {
-      float* x1 = scratch(thread);
-      float* rest = x1 + static_cast<long>(block_tokens) * P;
-      attend(item, to, rest, rest + static_cast<long>(block_tokens) * P);
-      project_out(x, item, rest, x1);
-      mlp(item, x1, y, rest);
+      const long row = block_of(item).row * P, size = static_cast<long>(block_tokens) * P;
+      float* rest = scratch(thread) + size;
+      float* x1 = to.x1 ? to.x1 + row : scratch(thread);
+      float* mixed = to.mixed ? to.mixed + row : rest;
+      attend(item, to, mixed, rest + size);
+      project_out(x, item, mixed, x1, to.keep1);
+      mlp(item, x1, y, rest, to.keep2);
     });
   }
 
@@ -138,12 +146,12 @@ struct AttentionBlockForward {
     return {image, first, static_cast<long>(image) * tokens + first, left < block_tokens ? left : block_tokens};
   }
 
-  Panels<Isa> keys_in(const Images& of, int image) const {
+  Panels<Isa> keys_in(const Images& of, long image) const {
     return {of.k + image * Panels<Isa>::size(channels, tokens), channels, tokens};
   }
 
-  Panels<Isa> values_in(const Images& of, int image, int head) const {
-    return {of.v + (static_cast<long>(image) * heads + head) * Panels<Isa>::size(tokens, d), tokens, d};
+  Panels<Isa> values_in(const Images& of, long image, int head) const {
+    return {of.v + (image * heads + head) * Panels<Isa>::size(tokens, d), tokens, d};
   }
 
   // A block's q, k and v.
@@ -188,18 +196,22 @@ struct AttentionBlockForward {
       const Panels<Isa> values = values_in(of, block.image, head);
       for (long i = 0; i < block.count; i += tile_rows) {
         const int count = block.count - i < tile_rows ? block.count - i : tile_rows;
-        look(count, of.q + (block.row + i) * P, head, keys, values, scores, mixed + i * P + head * d);
+        look(count, of.q + (block.row + i) * P, head, keys, values, scores, mixed + i * P + head * d,
+             of.softmax ? of.softmax + ((block.row + i) * heads + head) * 2 : nullptr);
       }
     }
   }
 
   // Softmax(q k^T) v of a head, for `count` queries that fit a tile, into rows of P.
   void look(int count, const float* queries, int head, const Panels<Isa>& keys, const Panels<Isa>& values,
-            float* scores, float* to) const {
+            float* scores, float* to, float* softmax) const {
     Vector scale[tile_rows];
     score(count, queries, head, keys, scores, scale);
-    for (int i = 0; i < count; ++i)
-      scale[i] = Isa::fill(1 / powers(scores + static_cast<long>(i) * S, largest(scale[i])));
+    for (int i = 0; i < count; ++i) {
+      const float most = largest(scale[i]), share = 1 / powers(scores + static_cast<long>(i) * S, most);
+      scale[i] = Isa::fill(share);
+      if (softmax) softmax[2 * i * heads] = most, softmax[2 * i * heads + 1] = share;
+    }
     for (int panel = 0; panel < values.count(); ++panel)
       multiply_panel<Isa>(count, tokens, {scores, S, 1}, values.panel(panel), wide, panel * wide, d,
                           [&](int i, int j, Vector value) {
@@ -239,17 +251,20 @@ struct AttentionBlockForward {
   }
 
   // A block of x1 = x + mixed Wp + b, [block_tokens, P].
-  void project_out(const float* x, int item, const float* mixed, float* x1) const {
+  void project_out(const float* x, int item, const float* mixed, float* x1, const float* keep) const {
     const Block block = block_of(item);
+    const Vector factor = Isa::fill(keep ? keep[block.image] : 1);
     multiply<Isa>(block.count, {mixed, P, 1}, proj, [&](int i, int j, Vector value) {
       const Vector before = Isa::load(x + (block.row + i) * channels + j, channels - j);
-      Isa::store(x1 + static_cast<long>(i) * P + j, before + value + optional<Isa>(op.proj_bias, j, channels));
+      const Vector update = value + optional<Isa>(op.proj_bias, j, channels);
+      Isa::store(x1 + static_cast<long>(i) * P + j, Isa::fma(factor, update, before));
     });
   }
 
   // A block of y = x1 + MLP(LN2 x1).
-  void mlp(int item, const float* x1, float* y, float* normed) const {
+  void mlp(int item, const float* x1, float* y, float* normed, const float* keep) const {
     const Block block = block_of(item);
+    const Vector factor = Isa::fill(keep ? keep[block.image] : 1);
     float* sums = normed + static_cast<long>(block_tokens) * P;
     float* active = sums + static_cast<long>(block_tokens) * P;  // [block_tokens, kHidden]
     float* to = y + block.row * channels;
@@ -257,8 +272,8 @@ struct AttentionBlockForward {
       layer_norm<Isa>(x1 + i * P, op.norm2_weight, op.norm2_bias, channels, P, normed + i * P, op.epsilon2);
     mlp_rows<Isa>(block.count, normed, P, fc1, op.fc1_bias, fc2, active, sums, [&](int i, int j, Vector value) {
       const Vector before = Isa::load(x1 + static_cast<long>(i) * P + j);
-      const Vector after = before + value + optional<Isa>(op.fc2_bias, j, channels);
-      Isa::store(to + static_cast<long>(i) * channels + j, after, channels - j);
+      const Vector update = value + optional<Isa>(op.fc2_bias, j, channels);
+      Isa::store(to + static_cast<long>(i) * channels + j, Isa::fma(factor, update, before), channels - j);
     });
   }
 };

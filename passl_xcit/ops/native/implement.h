@@ -2,7 +2,7 @@
 // in float32 always.
 #pragma once
 
-#include "attention_block.h"
+#include "attention_backward.h"
 #include "class_training.h"
 #include "cross_attention.h"
 #include "stem_backward.h"
@@ -37,6 +37,9 @@ Operators implemented() {
           saved_of<StemTrainingForward, Float, StemTraining>,
           run<StemTrainingBackward, Float, StemBackward>,
           run<AttentionBlockForward, Float, AttentionBlock>,
+          run<AttentionBlockTraining, Float, AttentionTraining>,
+          saved_of<AttentionBlockTraining, Float, AttentionTraining>,
+          run<AttentionBlockBackward, Float, AttentionBackward>,
           run<CrossAttentionForward, Float, CrossAttention>,
           run<AdamWUpdate, Float, AdamW>,
           run<MovingAverage, Float, Average>,

@@ -102,6 +102,15 @@ size_t passl_xcit_stem_backward(const Set* set, const StemBackward* op, void* wo
 size_t passl_xcit_attention_block(const Set* set, const AttentionBlock* op, void* workspace, int threads) {
   return run(set->operators().attention_block, op, workspace, threads);
 }
+size_t passl_xcit_attention_training(const Set* set, const AttentionTraining* op, void* workspace, int threads) {
+  return run(set->operators().attention_training, op, workspace, threads);
+}
+size_t passl_xcit_attention_saved(const Set* set, const AttentionTraining* op, void* workspace, int threads) {
+  return run(set->operators().attention_saved, op, workspace, threads);
+}
+size_t passl_xcit_attention_backward(const Set* set, const AttentionBackward* op, void* workspace, int threads) {
+  return run(set->operators().attention_backward, op, workspace, threads);
+}
 size_t passl_xcit_cross_attention(const Set* set, const CrossAttention* op, void* workspace, int threads) {
   return run(set->operators().cross_attention, op, workspace, threads);
 }

@@ -54,6 +54,28 @@ struct AttentionBlock {
   const float *fc1_weight, *fc1_bias, *fc2_weight, *fc2_bias;    // [C, F], [F], [F, C], [C]
 };
 
+// The same in training: drop path by a factor for each image.
+struct AttentionTraining {
+  AttentionBlock block;
+  const float *keep1, *keep2;  // [B], what multiplies the two updates, or null
+  float* saved;                // what the backward pass needs; written by the forward pass
+};
+
+// Of the loss, by everything.
+struct AttentionGradients {
+  const float* dy;  // [B, M, C]
+  float* dx;        // [B, M, C]
+  float *norm1_weight, *norm1_bias;
+  float *qkv_weight, *qkv_bias, *proj_weight, *proj_bias;
+  float *norm2_weight, *norm2_bias;
+  float *fc1_weight, *fc1_bias, *fc2_weight, *fc2_bias;
+};
+
+struct AttentionBackward {
+  AttentionTraining forward;
+  AttentionGradients gradients;
+};
+
 // CrossViT's fusion of a class token with the tokens that follow it.
 struct CrossAttention {
   int64_t batch, tokens, channels, heads;        // tokens is M
@@ -202,6 +224,9 @@ struct Operators {
   size_t (*stem_saved)(const StemTraining&, void* workspace, const Team&);  // bytes of `saved`
   size_t (*stem_backward)(const StemBackward&, void* workspace, const Team&);
   size_t (*attention_block)(const AttentionBlock&, void* workspace, const Team&);
+  size_t (*attention_training)(const AttentionTraining&, void* workspace, const Team&);
+  size_t (*attention_saved)(const AttentionTraining&, void* workspace, const Team&);  // bytes of `saved`
+  size_t (*attention_backward)(const AttentionBackward&, void* workspace, const Team&);
   size_t (*cross_attention)(const CrossAttention&, void* workspace, const Team&);
   size_t (*adamw)(const AdamW&, void* workspace, const Team&);
   size_t (*average)(const Average&, void* workspace, const Team&);
