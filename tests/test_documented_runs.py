@@ -33,7 +33,7 @@ INPUTS = (
     *("real_labels", "class_list"),
 )
 # Two devices, trainings, minutes, a checkout to write to, minutes again (tools/benchmark.py has tests of its own).
-ELSEWHERE = ("compare", "runs", "check", "write", "models", "startup")
+ELSEWHERE = ("compare", "runs", "check", "write", "models", "pipeline", "startup", "write_page")
 LARGE = 256  # pixels; above, the demo model takes many seconds an image
 
 

@@ -99,9 +99,14 @@ def lines_of(record, curves, quantity):
                 sizes = (f"{line['image_size']} px", f"batch {line['batch_size']}")
                 what += tuple(text for text in sizes if "None" not in text)
                 found.setdefault(what, {})[curves.at(case)] = value
-    differ = [len(set(parts)) > 1 for parts in zip(*found)]
-    names = {what: ", ".join(part for part, differs in zip(what, differ) if differs) or what[0] for what in found}
-    return {names[what]: dict(sorted(points.items())) for what, points in found.items()}
+    return {name: dict(sorted(points.items())) for name, points in zip(short_names(found), found.values())}
+
+
+def short_names(whats):
+    """Tuples of words -> a name for each, without what all have in common."""
+    whats = list(whats)
+    differs = [len(set(words)) > 1 for words in zip(*whats)]
+    return [", ".join(word for word, other in zip(what, differs) if other) or what[0] for what in whats]
 
 
 def curve_lines(record, along):

@@ -5,7 +5,7 @@ import statistics
 from pathlib import Path
 
 from passl_xcit.engine.benchmark.cases import COPIED, MATRIX, Case, flops_of
-from passl_xcit.engine.benchmark.curves import CURVES, curve_lines, draw_curves
+from passl_xcit.engine.benchmark.curves import CURVES, curve_lines, draw_curves, short_names
 from passl_xcit.engine.benchmark.measure import ratios
 from passl_xcit.engine.benchmark.pipeline import pipeline_lines
 from passl_xcit.engine.benchmark.record import read_record
@@ -156,7 +156,8 @@ def speed_lines(record):
 
 
 def _speeds(cases):
-    titles = [str(case).replace(f" {case.precision}", "") for case, _ in cases]
+    sizes = [(f"{case.image_size} px", f"batch {case.batch_size}", case.crew) for case, _ in cases]
+    titles = short_names((case.model, case.mode, *size) for (case, _), size in zip(cases, sizes))
     lines = [f"| {cases[0][0].precision} | {' | '.join(titles)} |", "|" + " --- |" * (len(cases) + 1)]
     for name in dict.fromkeys(name for _, results in cases for name in results):
         cells = [_speed(case, results, name) for case, results in cases]
