@@ -4,6 +4,7 @@ python tools/benchmark.py --models xcit_nano_12_p16 --output outputs/nano.json
 python tools/benchmark.py --models xcit_nano_12_p16,xcit_nano_12_p8 --modes inference,train --batch_sizes 1,16 \\
     --engines eager,onednn,onnxruntime --vs textbook,timm-eager,timm-compile --peer_python PYTHON --output peers.json
 python tools/benchmark.py --pipeline CONFIG.yaml --data_dir DIR --num_workers 0,1,2 --output outputs/pipeline.json
+python tools/benchmark.py --operators xcit_nano_12_p16,crossvit_9 --output outputs/operators.json
 python tools/benchmark.py --startup --output outputs/startup.json
 python tools/benchmark.py --models xcit_nano_12_p16 --image_sizes 224,512,1024 --batch_sizes 1 --threads 1,2 \\
     --output outputs/tokens.json
@@ -65,6 +66,7 @@ def parse_args(argv):
     parser.add_argument("--data_dir", type=not_empty, metavar="DIR", help="as in train.py, for --pipeline")
     parser.add_argument("-o", "--override", action="append", default=[], metavar="KEY=VALUE", help="as in train.py")
     parser.add_argument("--num_workers", type=counts, default=[0, 1, 2], help="for --pipeline (default 0,1,2)")
+    parser.add_argument("--operators", type=words, default=[], metavar="MODELS", help="the native operators of models")
     parser.add_argument("--startup", action="store_true", help="how long commands take before they do anything")
     parser.add_argument("--repeats", type=number, default=7, help="turns of each (default 7)")
     parser.add_argument("--threads", type=numbers, default=[usable_cores()], help="of each (default one a core)")
@@ -77,16 +79,17 @@ def parse_args(argv):
 
 def main(argv=None):
     args = parse_args(argv)
-    measures = args.models or args.pipeline or args.startup
+    measures = args.models or args.pipeline or args.startup or args.operators
     if args.write_page and (measures or args.output):
         raise ConfigError("--write_page measures nothing: give it alone")
     if not args.write_page and Path(args.output or "").suffix != ".json":
         raise ConfigError(f"--output {args.output or 'is missing'}: expected a name that ends in .json")
     if not (measures or args.write_page):
-        raise ConfigError("give what to measure: --models, --pipeline or --startup; see --help")
+        raise ConfigError("give what to measure: --models, --operators, --pipeline or --startup; see --help")
     prepare_paddle()
     from passl_xcit.engine.benchmark.cases import cases_of
     from passl_xcit.engine.benchmark.contenders import contenders_of
+    from passl_xcit.engine.benchmark.operators import measure_operators
     from passl_xcit.engine.benchmark.pages import page_of, write_page
     from passl_xcit.engine.benchmark.pipeline import measure_pipeline
     from passl_xcit.engine.benchmark.record import Record
@@ -102,6 +105,9 @@ def main(argv=None):
     if args.pipeline:
         cfg = load_config(args.pipeline, overrides_of(args, args.pipeline, splits=("val",)))
         record.measure_section("pipeline", lambda *how: measure_pipeline(cfg, args.num_workers, *how))
+    if args.operators:
+        size = args.batch_sizes[0], args.image_sizes[0]
+        record.measure_section("operators", lambda *how: measure_operators(args.operators, *size, *how))
     if args.startup:
         record.measure_section("startup", measure_startup)
     print("\n".join(page_of(record.data)))

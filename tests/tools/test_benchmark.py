@@ -14,7 +14,7 @@ MODEL = ["--models", "xcit_nano_12_p16"]
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ([], "give what to measure: --models, --pipeline or --startup"),
+        ([], "give what to measure: --models, --operators, --pipeline or --startup"),
         ([*MODEL, "--modes", "trane"], "trane: there is no such mode"),
         ([*MODEL, "--engines", "onednn,timm"], "timm: there is no such contender"),
         ([*MODEL, "--vs", "timm-eager", "--peer_python", "nowhere"], "--peer_python nowhere: there is no such file"),

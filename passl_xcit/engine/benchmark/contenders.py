@@ -17,6 +17,7 @@ OURS = (
     "onnxruntime",
     "openvino",
 )  # what each is: docs/benchmarks.md
+PADDLE_ALONE = (("PASSL_XCIT_NATIVE", "off"),)
 PEERS = ("textbook", "timm-eager", "timm-compile")
 
 
@@ -55,9 +56,9 @@ def contenders_of(names, peer_python=None):
 
 def _contender(name, peer_python):
     if name == "textbook":
-        return Contender(name, ROOT / "tests" / "textbook_worker.py", sys.executable, "eager")
+        return Contender(name, ROOT / "tests" / "textbook_worker.py", sys.executable, "eager", PADDLE_ALONE)
     if name.startswith("timm-"):
         return Contender(name, HERE / "timm_worker.py", peer_python, name.partition("-")[2])
     if name == "portable":
-        return Contender(name, HERE / "paddle_worker.py", sys.executable, "eager", (("PASSL_XCIT_NATIVE", "off"),))
+        return Contender(name, HERE / "paddle_worker.py", sys.executable, "eager", PADDLE_ALONE)
     return Contender(name, HERE / "paddle_worker.py", sys.executable, name)

@@ -17,6 +17,7 @@ from passl_xcit.engine.mixed_precision import MixedPrecision, float32
 from passl_xcit.engine.runtimes import open_runtime
 from passl_xcit.modeling import factory
 from passl_xcit.ops.library import PRECISION, library, why
+from passl_xcit.solver.optimizer import NativeAdamW
 from passl_xcit.utils.errors import ConfigError
 
 LEARNING_RATE = 1e-6  # so that many steps on one batch stay ordinary ones
@@ -98,7 +99,8 @@ def _loss(model, precision, images, targets):
 
 def training_step(parameters, loss_of):
     """A step with AdamW; what it returns the first time is [loss, norm of all gradients], later [loss]."""
-    optimizer = paddle.optimizer.AdamW(LEARNING_RATE, parameters=parameters)
+    numbers = {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "weight_decay": 0.01}  # as AdamW's in torch
+    optimizer = NativeAdamW((), **numbers, grad_clip=None, learning_rate=LEARNING_RATE, parameters=parameters)
     told = []
 
     def step():

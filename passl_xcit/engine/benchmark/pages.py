@@ -7,6 +7,7 @@ from pathlib import Path
 from passl_xcit.engine.benchmark.cases import COPIED, MATRIX, Case, flops_of
 from passl_xcit.engine.benchmark.curves import CURVES, curve_lines, draw_curves, short_names
 from passl_xcit.engine.benchmark.measure import ratios
+from passl_xcit.engine.benchmark.operators import operator_lines
 from passl_xcit.engine.benchmark.pipeline import pipeline_lines
 from passl_xcit.engine.benchmark.record import read_record
 from passl_xcit.engine.benchmark.startup import startup_lines
@@ -15,6 +16,7 @@ from passl_xcit.utils.new_file import replace_file
 
 BLOCK = re.compile(r"(<!-- benchmark:begin (\S+)((?: \S+)*) -->\n).*?(<!-- benchmark:end -->)", re.DOTALL)
 FORMS = "FILE.json, FILE.json speeds, or FILE.json tokens PICTURE.png and FILE.json batches PICTURE.png"
+SECTIONS = {"pipeline": pipeline_lines, "startup": startup_lines, "operators": operator_lines}
 COLUMNS = ("contender", "images/s", "speed", "range", "of products", "of copies", "first step, s", "memory, GB")
 COLUMNS += ("difference",)
 
@@ -63,14 +65,10 @@ def _block_lines(folder, file, *form):
 def page_of(record):
     """Markdown lines: the machine, and a table for whatever was measured."""
     lines = machine_lines(record)
-    for found in (tables(record), _section(record, "pipeline"), _section(record, "startup")):
+    sections = [make(record[name]["found"]) for name, make in SECTIONS.items() if record[name]]
+    for found in [tables(record), *sections]:
         lines += ["", *found] if found else []
     return lines
-
-
-def _section(record, name):
-    make = {"pipeline": pipeline_lines, "startup": startup_lines}[name]
-    return make(record[name]["found"]) if record[name] else []
 
 
 def machine_lines(record):

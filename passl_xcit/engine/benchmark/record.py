@@ -11,15 +11,16 @@ from passl_xcit.utils.errors import ConfigError, DataError
 from passl_xcit.utils.new_file import make_parent, replace_file
 
 VERSION = 2
-NOTHING = {"measurements": [], "pipeline": None, "startup": None}
+NOTHING = {"measurements": [], "pipeline": None, "startup": None, "operators": None}
 
 
 class Record:
-    """The file of a benchmark: {"machine", "settings", "measurements", "pipeline", "startup"}.
+    """The file of a benchmark: {"machine", "settings", "measurements", "pipeline", "startup", "operators"}.
 
     "measurements" is a list of {"case", "date", "bytes", "results"} with `cases.bytes_of` of the case, where it has a
     model, and the results of `measure.measure`; "pipeline" is what
-    `pipeline.measure_pipeline` returns and "startup" what `startup.measure_startup` does; the last two may be None.
+    `pipeline.measure_pipeline` returns, "startup" what `startup.measure_startup` does and "operators" what
+    `operators.measure_operators` does; the last three may be None.
     What is there already is not measured again. What workers print goes to a file beside it, NAME.log.
 
     Args:
@@ -49,7 +50,7 @@ class Record:
             self._write(measurements=[*self.data["measurements"], found])
 
     def measure_section(self, name, measure_it):
-        """Call `measure_it(repeats, told)` for the section `name`, "pipeline" or "startup", if it is not there yet."""
+        """Call `measure_it(repeats, told)` for the section `name`, such as "pipeline", if it is not there yet."""
         if self.data[name] is None:
             self._write(**{name: {"date": _now(), "found": measure_it(self.repeats, self.told)}})
 

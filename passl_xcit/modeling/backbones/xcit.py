@@ -342,12 +342,12 @@ class XCiT(Backbone):
         return {"cls_token"}
 
     def forward(self, images):
-        tokens = self._class_blocks(*self._embed(images))
+        tokens = self._class_blocks(*self.embed(images))
         return self.norm(tokens[:, 0])  # LayerNorm works token by token: the class token's is all that is used
 
     def _extract(self, images, stage):
         """block_i [B, N, C]; after the last norm cls_token [B, C], patch_tokens [B, N, C], feature_map [B, C, H, W]."""
-        x, grid = self._embed(images)
+        x, grid = self.embed(images)
         if stage.startswith("block_"):
             return self._patch_blocks(x, grid, int(stage.removeprefix("block_")) + 1)
         tokens = self.norm(self._class_blocks(x, grid))
@@ -356,7 +356,7 @@ class XCiT(Backbone):
         patches = tokens[:, 1:]  # [B, N, C]
         return patches if stage == "patch_tokens" else patches.transpose([0, 2, 1]).reshape([0, 0, *grid])
 
-    def _embed(self, images):
+    def embed(self, images):
         """images -> patch tokens [B, N, C] before the first block, and their grid (H, W)."""
         self._check_images(images)
         compute = self._native_stem(images)
