@@ -1,4 +1,4 @@
-"""CrossViT's native transformer block in training: outputs and gradients as portable, and as the textbook's."""
+"""CrossViT's native operators in training: outputs and gradients as the portable formulation's and the textbook's."""
 
 import os
 from unittest import mock
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from paddle import nn
-from test_native_crossvit import TINY, make_block, textbook_block
+from test_native_crossvit import TINY, make_block, make_fusion, textbook_block, textbook_fusion
 from test_native_training import same
 from test_native_xcit import draw, hidden, per_example, widths
 
@@ -22,13 +22,23 @@ lengths = st.integers(1, 230)
 
 def in_training(heads=3, d=17, mlp_ratio=4.0, qkv_bias=True, drop_path=0.0):
     """A block in training without dropout, and its parameters."""
-    block, weights = make_block(heads, d, mlp_ratio, qkv_bias)
+    return to_training(*make_block(heads, d, mlp_ratio, qkv_bias), drop_path)
+
+
+def fusion_in_training(heads=3, d=17, qkv_bias=True, drop_path=0.0):
+    return to_training(*make_fusion(heads, d, qkv_bias), drop_path)
+
+
+def to_training(block, weights, drop_path):
     for layer in block.sublayers():
         if isinstance(layer, nn.Dropout):
             layer.p = 0.0
     block.drop_path.rate = drop_path
     block.train()
     return block, weights
+
+
+both = pytest.mark.parametrize("make", [in_training, fusion_in_training])
 
 
 def trained(block, x, mode="on", threads=2, weight=None):
@@ -45,11 +55,11 @@ def trained(block, x, mode="on", threads=2, weight=None):
     return {**found, "x": x.grad.numpy(), "y": y.numpy()}
 
 
-def textbook(weights, x, heads, epsilons=(1e-6, 1e-6)):
+def textbook(weights, x, *arguments, formula=textbook_block):
     """{name: float64 array} of the same."""
     exact = {name: paddle.to_tensor(value.astype("float64"), stop_gradient=False) for name, value in weights.items()}
     x = paddle.to_tensor(x.astype("float64"), stop_gradient=False)
-    y = textbook_block(exact, x, heads, epsilons)
+    y = formula(exact, x, *arguments)
     (y * paddle.to_tensor(draw(y.shape, seed=1).astype("float64"))).sum().backward()
     return {**{name: value.grad.numpy() for name, value in exact.items()}, "x": x.grad.numpy(), "y": y.numpy()}
 
@@ -65,11 +75,26 @@ def test_it_has_the_textbooks_gradients(native, width, tokens, batch, threads, m
     np.testing.assert_allclose(ours["y"], portable["y"], rtol=0, atol=1e-5 * max(1.0, np.abs(portable["y"]).max()))
 
 
+@per_example(max_examples=40)
+@given(widths, lengths, st.integers(1, 4), st.integers(1, 4), st.booleans())
+@example((4, 64), 197, 3, 2, True)
+def test_the_fusion_has_the_textbooks_gradients(native, width, tokens, batch, threads, qkv_bias):
+    fusion, weights = fusion_in_training(*width, qkv_bias)
+    x = draw([batch, tokens, width[0] * width[1]])
+    ours, portable = (trained(fusion, x, mode, threads) for mode in ("on", "off"))
+    same(ours, textbook(weights, x, width[0], formula=textbook_fusion), portable)
+    np.testing.assert_allclose(ours["y"], portable["y"], rtol=0, atol=1e-5 * max(1.0, np.abs(portable["y"]).max()))
+
+
+@both
 @pytest.mark.parametrize("batch", [1, 3, 8])
-def test_it_drops_what_the_portable_formulation_drops(native, batch):
-    block, _ = in_training(drop_path=0.4)
+def test_it_drops_what_the_portable_formulation_drops(native, batch, make):
+    block, _ = make(drop_path=0.4)
     x = draw([batch, 35, 51])
-    same(trained(block, x), trained(block, x, mode="off"))
+    ours, expected = (trained(block, x, mode) for mode in ("on", "off"))
+    if make is fusion_in_training:  # nothing depends on the keys' bias: portable, rounding is left of its gradient
+        expected["attn.wk.bias"] = np.zeros_like(ours["attn.wk.bias"])
+    same(ours, expected)
 
 
 @pytest.mark.parametrize("hidden", [513, 1100])
@@ -87,6 +112,13 @@ def test_each_norm_has_its_own_epsilon(native, epsilons):
     same(trained(block, x), textbook(weights, x, 2, epsilons))
 
 
+def test_the_fusions_norm_has_its_epsilon(native):
+    fusion, weights = fusion_in_training(2, 12)
+    fusion.norm1.epsilon = 1e-3
+    x = 0.1 * draw([2, 10, 24])
+    same(trained(fusion, x), textbook(weights, x, 2, 1e-3, formula=textbook_fusion), trained(fusion, x, mode="off"))
+
+
 @pytest.mark.parametrize("score", [-3e3, 3e3])
 def test_scores_that_are_large_have_finite_gradients(native, score):
     block, weights = in_training(2, 16)
@@ -97,11 +129,14 @@ def test_scores_that_are_large_have_finite_gradients(native, score):
     same(trained(block, x), textbook(weights, x, 2), trained(block, x, mode="off"))
 
 
-@pytest.mark.parametrize("frozen", ["mlp", "norm1", "attn.qkv.weight", "attn.proj.bias"])
-def test_what_is_frozen_gets_no_gradient_and_changes_no_other(native, frozen):
+@pytest.mark.parametrize(
+    ("make", "frozen"),
+    [*((in_training, name) for name in ("mlp", "norm1", "attn.qkv.weight")), (fusion_in_training, "attn.wk")],
+)
+def test_what_is_frozen_gets_no_gradient_and_changes_no_other(native, make, frozen):
     x = draw([2, 35, 51])
-    expected = trained(in_training()[0], x)
-    block, _ = in_training()
+    expected = trained(make()[0], x)
+    block, _ = make()
     for name, parameter in block.named_parameters():
         parameter.stop_gradient = name.startswith(frozen)
     ours = trained(block, x)
@@ -111,8 +146,9 @@ def test_what_is_frozen_gets_no_gradient_and_changes_no_other(native, frozen):
         np.testing.assert_array_equal(value, expected[name])
 
 
-def test_gradients_are_the_same_bits_each_time(native):
-    block, _ = in_training()
+@both
+def test_gradients_are_the_same_bits_each_time(native, make):
+    block, _ = make()
     x = draw([5, 143, 51])
     for threads in (1, 2, 3):
         first, second = (trained(block, x, threads=threads) for _ in range(2))
@@ -129,6 +165,15 @@ def test_gradients_add_up_over_two_passes(native):
     np.testing.assert_allclose(block.mlp.fc1.weight.grad.numpy(), 2 * once, rtol=1e-6)
 
 
+def test_a_gradient_of_the_fusion_that_is_no_number_is_passed_on(native):
+    fusion, _ = fusion_in_training(2, 8)
+    weight = np.ones([3, 1, 16], dtype="float32")
+    weight[1] = np.nan
+    ours = trained(fusion, draw([3, 12, 16]), weight=weight)
+    assert np.isnan(ours["x"][1]).all() and np.isfinite(ours["x"][[0, 2]]).all()
+    assert np.isnan(ours["attn.wv.weight"]).all() and np.isnan(ours["attn.wq.weight"]).all()
+
+
 def test_a_gradient_that_is_no_number_is_passed_on(native):
     block, _ = in_training(2, 8)
     weight = np.ones([3, 12, 16], dtype="float32")
@@ -138,9 +183,10 @@ def test_a_gradient_that_is_no_number_is_passed_on(native):
     assert np.isnan(ours["mlp.fc1.weight"]).all() and np.isnan(ours["attn.qkv.weight"]).all()
 
 
+@both
 @pytest.mark.parametrize("why", ["dropout", "evaluation", "no gradients", "a hook", "bfloat16"])
-def test_when_it_does_not_apply(native, why):
-    block, _ = in_training(2, 8)
+def test_when_it_does_not_apply(native, why, make):
+    block, _ = make(2, 8)
     x = paddle.to_tensor(draw([2, 12, 16]))
     assert applies_in_training(block, x)
     if why == "dropout":
@@ -148,7 +194,7 @@ def test_when_it_does_not_apply(native, why):
     elif why == "evaluation":
         block.eval()
     elif why == "a hook":
-        block.mlp.fc1.register_forward_post_hook(lambda *_: None)
+        block.attn.proj.register_forward_post_hook(lambda *_: None)
     elif why == "bfloat16":
         x = x.astype("bfloat16")
     with paddle.set_grad_enabled(why != "no gradients"):

@@ -30,7 +30,7 @@ from passl_xcit.modeling.layers import (
 from passl_xcit.modeling.resize import SCALINGS, scale_images
 from passl_xcit.ops.attention_block import attention_block, train_attention_block
 from passl_xcit.ops.conditions import applies, applies_in_training
-from passl_xcit.ops.cross_attention import cross_attention
+from passl_xcit.ops.cross_attention import cross_attention, train_cross_attention
 from passl_xcit.utils.registry import BACKBONES
 
 LAYER_NORM_EPS = 1e-6
@@ -133,6 +133,8 @@ class CrossAttentionBlock(nn.Layer):
         """x [B, M, C], class token first -> the new class token [B, 1, C]"""
         if applies(self, x):
             return cross_attention(self, x)
+        if applies_in_training(self, x):
+            return train_cross_attention(self, x)
         return x[:, :1] + self.drop_path(self.attn(self.norm1(x)))
 
 

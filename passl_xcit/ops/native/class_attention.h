@@ -165,14 +165,16 @@ struct ClassAttention {
                   });
   }
 
-  // x + gamma (mixed Wp + b) of the class tokens and a panel of channels, into rows that are `stride` floats apart.
-  void project(int panel, const float* gamma, float* to, long stride) const {
+  // x + gamma keep (mixed Wp + b) of the class tokens and a panel of channels, into rows that are `stride` floats
+  // apart.
+  void project(int panel, const float* gamma, float* to, long stride, const float* keep = nullptr) const {
     multiply_panel<Isa>(batch, channels, {mixed, P, 1}, proj.panel(panel), wide, panel * wide, channels,
                         [&](int image, int j, Vector value) {
                           const float* x = of.x + static_cast<long>(image) * tokens * channels;
                           const Vector update = value + optional<Isa>(of.proj_bias, j, channels);
                           Isa::store(projected + static_cast<long>(image) * P + j, update);
-                          const Vector factor = gamma ? optional<Isa>(gamma, j, channels) : Isa::fill(1);
+                          Vector factor = gamma ? optional<Isa>(gamma, j, channels) : Isa::fill(1);
+                          if (keep) factor = factor * Isa::fill(keep[image]);
                           Isa::store(to + image * stride + j, Isa::fma(factor, update, optional<Isa>(x, j, channels)),
                                      channels - j);
                         });

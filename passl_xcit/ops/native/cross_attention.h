@@ -18,13 +18,17 @@ struct CrossAttentionForward : ClassAttention<Isa> {
     Workspace workspace(memory);
     this->take_attention(workspace);
     this->take_values(workspace);
-    if (!memory) return workspace.bytes();
-    this->attend(team);
-    team.each(this->proj.count(), [&](int panel, int) { this->project(panel, nullptr, op.y, op.channels); });
+    if (memory) compute(nullptr, team);
     return workspace.bytes();
   }
 
- private:
+ protected:
+  // `keep` [B] is what multiplies the update of each image, or null.
+  void compute(const float* keep, const Team& team) const {
+    this->attend(team);
+    team.each(this->proj.count(), [&](int panel, int) { this->project(panel, nullptr, op.y, op.channels, keep); });
+  }
+
   static ClassQuery query_of(const CrossAttention& op) {
     ClassQuery query{op.batch, op.tokens, op.channels, op.heads, op.channels, op.x, op.norm_weight, op.norm_bias};
     query.epsilon = op.epsilon;

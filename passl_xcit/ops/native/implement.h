@@ -4,7 +4,7 @@
 
 #include "attention_backward.h"
 #include "class_training.h"
-#include "cross_attention.h"
+#include "cross_training.h"
 #include "stem_backward.h"
 #include "update.h"
 #include "xca_backward.h"
@@ -41,6 +41,9 @@ Operators implemented() {
           saved_of<AttentionBlockTraining, Float, AttentionTraining>,
           run<AttentionBlockBackward, Float, AttentionBackward>,
           run<CrossAttentionForward, Float, CrossAttention>,
+          run<CrossTrainingForward, Float, CrossTraining>,
+          saved_of<CrossTrainingForward, Float, CrossTraining>,
+          run<CrossTrainingBackward, Float, CrossBackward>,
           run<AdamWUpdate, Float, AdamW>,
           run<MovingAverage, Float, Average>,
           run<SumOfSquares, Float, Squares>};

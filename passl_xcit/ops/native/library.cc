@@ -114,6 +114,15 @@ size_t passl_xcit_attention_backward(const Set* set, const AttentionBackward* op
 size_t passl_xcit_cross_attention(const Set* set, const CrossAttention* op, void* workspace, int threads) {
   return run(set->operators().cross_attention, op, workspace, threads);
 }
+size_t passl_xcit_cross_training(const Set* set, const CrossTraining* op, void* workspace, int threads) {
+  return run(set->operators().cross_training, op, workspace, threads);
+}
+size_t passl_xcit_cross_saved(const Set* set, const CrossTraining* op, void* workspace, int threads) {
+  return run(set->operators().cross_saved, op, workspace, threads);
+}
+size_t passl_xcit_cross_backward(const Set* set, const CrossBackward* op, void* workspace, int threads) {
+  return run(set->operators().cross_backward, op, workspace, threads);
+}
 size_t passl_xcit_adamw(const Set* set, const AdamW* op, void* workspace, int threads) {
   return run(set->operators().adamw, op, workspace, threads);
 }

@@ -88,6 +88,26 @@ struct CrossAttention {
   const float *proj_weight, *proj_bias;          // [C, C], [C]
 };
 
+// CrossAttention in training: drop path by a factor for each image.
+struct CrossTraining {
+  CrossAttention block;
+  const float* keep;  // [B], what multiplies the update, or null
+  float* saved;       // what the backward pass needs; written by the forward pass
+};
+
+struct CrossGradients {
+  const float* dy;  // [B, C]
+  float* dx;        // [B, M, C]
+  float *norm_weight, *norm_bias;
+  float *wq_weight, *wq_bias, *wk_weight, *wv_weight, *wv_bias;
+  float *proj_weight, *proj_bias;
+};
+
+struct CrossBackward {
+  CrossTraining forward;
+  CrossGradients gradients;
+};
+
 // ClassBlock in training.
 struct ClassTraining {
   ClassBlock block;
@@ -228,6 +248,9 @@ struct Operators {
   size_t (*attention_saved)(const AttentionTraining&, void* workspace, const Team&);  // bytes of `saved`
   size_t (*attention_backward)(const AttentionBackward&, void* workspace, const Team&);
   size_t (*cross_attention)(const CrossAttention&, void* workspace, const Team&);
+  size_t (*cross_training)(const CrossTraining&, void* workspace, const Team&);
+  size_t (*cross_saved)(const CrossTraining&, void* workspace, const Team&);  // bytes of `saved`
+  size_t (*cross_backward)(const CrossBackward&, void* workspace, const Team&);
   size_t (*adamw)(const AdamW&, void* workspace, const Team&);
   size_t (*average)(const Average&, void* workspace, const Team&);
   size_t (*squares)(const Squares&, void* workspace, const Team&);
