@@ -180,6 +180,15 @@ def test_when_it_does_not_apply(native, why):
     assert not applies_in_training(layer, images)
 
 
+@pytest.fixture
+def model(native):
+    """A small model in training, the same each time."""
+    paddle.seed(0)
+    model = XCiT(**TINY)
+    model.train()
+    return model
+
+
 def gradients(model, images):
     """Of a model that was taught nothing: {name: array}"""
     (model(images) * paddle.to_tensor(draw([images.shape[0], 24], seed=1))).sum().backward()
@@ -188,9 +197,8 @@ def gradients(model, images):
     return found
 
 
-def test_a_model_trains_its_positional_encoding_through_the_stem(native):
-    model, images = XCiT(**TINY), paddle.to_tensor(draw([4, 3, 20, 12]))
-    model.train()
+def test_a_model_trains_its_positional_encoding_through_the_stem(model):
+    images = paddle.to_tensor(draw([4, 3, 20, 12]))
     with mock.patch("passl_xcit.modeling.backbones.xcit.train_stem", wraps=train_stem) as used:
         ours = gradients(model, images)
     assert used.called
@@ -200,17 +208,15 @@ def test_a_model_trains_its_positional_encoding_through_the_stem(native):
     same(ours, expected)
 
 
-def test_a_model_with_dropout_of_positions_does_not_use_it(native):
-    model = XCiT(**TINY, drop_rate=0.1)
-    model.train()
+def test_a_model_with_dropout_of_positions_does_not_use_it(model):
+    model.pos_drop.p = 0.1
     with mock.patch("passl_xcit.modeling.backbones.xcit.train_stem") as used:
         model(paddle.to_tensor(draw([2, 3, 8, 8])))
     assert not used.called
 
 
-def test_a_frozen_stem_in_evaluation_leaves_the_positional_encoding_its_gradient(native):
-    model, images = XCiT(**TINY), paddle.to_tensor(draw([4, 3, 20, 12]))
-    model.train()
+def test_a_frozen_stem_in_evaluation_leaves_the_positional_encoding_its_gradient(model):
+    images = paddle.to_tensor(draw([4, 3, 20, 12]))
     model.patch_embed.eval()
     for parameter in model.patch_embed.parameters():
         parameter.stop_gradient = True
