@@ -1,5 +1,6 @@
 """The one file that turns a config into objects; every other class takes plain keyword arguments."""
 
+import contextlib
 import math
 from dataclasses import dataclass
 from typing import Any, Optional, Sequence
@@ -22,7 +23,7 @@ from passl_xcit.datasets.preprocess import at_size
 from passl_xcit.datasets.sampler import DistributedBatchSampler  # noqa: F401
 from passl_xcit.engine.evaluator import Evaluator
 from passl_xcit.engine.gradients import NonFiniteGuard
-from passl_xcit.engine.mixed_precision import PRECISION, float32, warn_of_cpu
+from passl_xcit.engine.mixed_precision import PRECISION, float32, tell_of_cpu
 from passl_xcit.engine.run_settings import run_settings
 from passl_xcit.engine.trainer import Trainer, with_sync_batch_norm
 from passl_xcit.engine.weight_entries import describe
@@ -328,8 +329,17 @@ def _build_precision(cfg):
         if cfg.get("AMP"):
             logger.warning("AMP: without effect, since use_amp is false")
         return float32()
-    warn_of_cpu()
-    return PRECISION.build(cfg.get("AMP") or {}, "AMP")
+    precision = PRECISION.build(cfg.get("AMP") or {}, "AMP")
+    tell_of_cpu(precision)
+    return precision
+
+
+def evaluation_precision(cfg):
+    """The context of an evaluation without a training: that of a training's own on a CPU, elsewhere float32."""
+    if not cfg.get("use_amp") or paddle.get_device() != "cpu":
+        return contextlib.nullcontext()
+    with cfg.errors_name_files():
+        return PRECISION.build(cfg.get("AMP") or {}, "AMP").evaluation()
 
 
 def check_same_classes(train, val):

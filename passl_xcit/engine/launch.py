@@ -120,10 +120,11 @@ def run(
         logger.warning("no --load: the weights are untrained, and the accuracy will be that of guessing")
     elif not resume_from and getattr(getattr(model, "student", model), "freeze", ()):
         logger.warning("freeze without --load: what is frozen stays untrained")
-    if knn is not None:
-        return _evaluate_knn(cfg, model, load, knn)
     if evaluate_only:
-        return evaluate_model(cfg, model, load, evaluation, config_file)
+        with builder.evaluation_precision(cfg):
+            if knn is not None:
+                return _evaluate_knn(cfg, model, load, knn)
+            return evaluate_model(cfg, model, load, evaluation, config_file)
     return _train(cfg, model, resume_from)
 
 

@@ -1,4 +1,4 @@
-"""Training in half precision: PASSL's `use_amp` and `AMP`, on Paddle's own auto-cast."""
+"""Training in half precision: PASSL's `use_amp` and `AMP`, on Paddle's own auto-cast, or on a CPU native operators."""
 
 import contextlib
 import warnings
@@ -6,6 +6,7 @@ from typing import Any, Optional, Sequence
 
 import paddle
 
+from passl_xcit.ops.library import native_precision, why_no_bfloat16
 from passl_xcit.utils.device import operators_without
 from passl_xcit.utils.errors import ConfigError
 from passl_xcit.utils.logger import TRAINER, get_logger
@@ -66,7 +67,8 @@ class LossScale:
 class MixedPrecision:
     """How a training uses half precision. Losses, softmax and XCA's attention stay in float32.
 
-    On a CPU Paddle has no half precision: the training is in float32 there, which a line of the log says.
+    On a CPU Paddle has no half precision: native operators compute in bfloat16 there where they can, with weights in
+    float32 for either level and without lists of operators; else the training is in float32. A line of the log says so.
 
     Args:
         level: "O1": the weights stay in float32, and operators choose; "O2": the weights are in half precision too,
@@ -101,7 +103,9 @@ class MixedPrecision:
         if save_dtype not in (None, "float32") or optimizers is not None:
             raise ValueError("save_dtype can only be float32, and optimizers null: checkpoints hold float32")
         self.level, self.dtype, self.lists = level, dtype, (auto_cast or AutoCast()).lists
-        self.enabled = (auto_cast is None or auto_cast.enable) and _device_has(dtype)
+        wanted = auto_cast is None or auto_cast.enable
+        self.enabled = wanted and _device_has(dtype)
+        self.native = wanted and dtype == "bfloat16" and _on_cpu() and why_no_bfloat16() is None
         self.without_kernel = operators_without(dtype) if self.enabled else ()
         scaled = self.enabled and dtype == "float16"
         self.loss_scale = LossScale(float(scale_loss or 65536) if scaled else 1.0, scaled and use_dynamic_loss_scaling)
@@ -116,6 +120,8 @@ class MixedPrecision:
 
     def auto_cast(self):
         """The context of forward passes."""
+        if self.native:
+            return native_precision("bfloat16")
         if not self.enabled:
             return contextlib.nullcontext()
         return paddle.amp.auto_cast(level=self.level, dtype=self.dtype, **self.operators(self.without_kernel))
@@ -127,7 +133,7 @@ class MixedPrecision:
         return {"custom_white_list": white, "custom_black_list": black - white}
 
     def evaluation(self):
-        """The context of evaluations: float32, but where the weights are in half precision."""
+        """The context of evaluations: float32 for O1."""
         return self.auto_cast() if self.level == "O2" else contextlib.nullcontext()
 
     def backward(self, loss):
@@ -168,9 +174,13 @@ def float32():
     return MixedPrecision(auto_cast=AutoCast(enable=False))
 
 
+def _on_cpu():
+    return paddle.get_device() == "cpu"
+
+
 def _device_has(dtype):
     device = paddle.get_device()
-    if device == "cpu":
+    if _on_cpu():
         return False
     if not _supports(dtype, device) or not _casts_to(dtype):
         raise ConfigError(f"{device} has no {dtype} training; try the other dtype, or use_amp: false", "AMP.dtype")
@@ -192,9 +202,16 @@ def _casts_to(dtype):
         return str(paddle.matmul(paddle.ones([1, 1]), paddle.ones([1, 1])).dtype).endswith(f".{dtype}")
 
 
-def warn_of_cpu():
-    if paddle.get_device() == "cpu":
-        logger.warning("use_amp: Paddle has no half precision on a CPU: training in float32")
+def tell_of_cpu(precision):
+    """Say what a training with `use_amp` computes in on a CPU."""
+    if not _on_cpu():
+        return
+    if precision.native:
+        logger.info("use_amp: native operators train in bfloat16, with weights and all else in float32")
+        return
+    reason = why_no_bfloat16()
+    hint = f"bfloat16: {reason}" if reason else "native operators have bfloat16: AMP.dtype=bfloat16"
+    logger.warning(f"use_amp: Paddle has no half precision on a CPU: training in float32 ({hint})")
 
 
 AUTO_CAST = Section("auto_cast", AutoCast)

@@ -1,5 +1,6 @@
 """What a model says of images: from a weight file, or the name of published weights, to classes and probabilities."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -18,7 +19,7 @@ from passl_xcit.engine import builder
 from passl_xcit.engine.cost import CostWatch
 from passl_xcit.engine.exported import ExportedModel, is_export
 from passl_xcit.engine.features import STAGE, pooled_features
-from passl_xcit.engine.runtimes import EAGER, FLOAT32, check_engine
+from passl_xcit.engine.runtimes import EAGER, FLOAT32, check_engine, why_not_eager
 from passl_xcit.engine.weight_entries import (
     model_of_file,
     preprocess_of_config,
@@ -29,6 +30,7 @@ from passl_xcit.metrics import softmax
 from passl_xcit.modeling import factory
 from passl_xcit.modeling.weights import put_weights, read_weights
 from passl_xcit.modeling.zoo import find
+from passl_xcit.ops.library import native_precision
 from passl_xcit.utils.config import load_config
 from passl_xcit.utils.device import select_device
 from passl_xcit.utils.errors import CheckpointError, ConfigError, DataError
@@ -79,7 +81,8 @@ class Predictor:
         class_names: a list of names, instead of those that the weights tell.
         engine: what computes: "paddle", for weights; for an export one of `runtimes.ENGINES`. None takes "paddle" or,
             for an export, see ExportedModel. Engines for exports run on the CPU.
-        precision: "float32", or "bfloat16" where the engine has it.
+        precision: "float32", or "bfloat16" where the engine has it: "paddle" in native operators on a CPU
+            (docs/native.md).
         size: pixels of the images that the model gets, instead of those that the weights say; they show the same part
             of a picture (`preprocess.at_size`).
 
@@ -123,8 +126,10 @@ class Predictor:
         if is_export(weights):
             self.model, self.preprocess = _from_export(weights, config, device, engine, precision)
         else:
-            _check_eager(weights, engine, precision)
+            _check_eager(weights, engine)
             self.model, self.preprocess = _eager(weights, config, device)
+            _check_precision(precision)
+        self.precision = precision
         if size is not None:
             self.preprocess = self.preprocess.at_size(size)
             self._check_size(size)
@@ -212,12 +217,15 @@ class Predictor:
         """float32 [B, C, H, W], as `preprocess` makes them -> float32 [B, K]"""
         if isinstance(self.model, ExportedModel):
             return self.model(images)
-        with self.cost.watched(images.shape):
+        with self.cost.watched(images.shape), self._in_precision():
             return self.model(paddle.to_tensor(images)).astype("float32").numpy()
 
     def _features(self, images, stage):
-        with self.cost.watched(images.shape):
+        with self.cost.watched(images.shape), self._in_precision():
             return pooled_features(self.model, paddle.to_tensor(images), stage).numpy()
+
+    def _in_precision(self):
+        return contextlib.nullcontext() if self.precision == FLOAT32 else native_precision(self.precision)
 
     def _tasks(self, images, waiting):
         """Yield batches [(number, name, path or PIL image or BadImage)]; `waiting` gets their names."""
@@ -279,18 +287,20 @@ def _from_export(folder, config, device, engine, precision):
     return model, model.preprocess
 
 
-def _check_eager(weights, engine, precision):
-    """Raise ConfigError for an engine or a precision that needs an export."""
+def _check_eager(weights, engine):
+    """Raise ConfigError for an engine that needs an export."""
     if engine not in (None, EAGER):
         raise ConfigError(
             f"engine {engine} runs the folder of an export, and {weights} is none: write one with "
             f"python tools/export.py {weights} --output_dir DIR"
         )
-    if precision != FLOAT32:
-        raise ConfigError(
-            f"engine {EAGER} predicts in {FLOAT32}; {precision} needs an export and its engines, or native operators "
-            "(docs/native.md)"
-        )
+
+
+def _check_precision(precision):
+    """Raise ConfigError where engine `paddle` cannot compute in it on the current device."""
+    reason = why_not_eager(precision, paddle.get_device())
+    if reason:
+        raise ConfigError(f"engine {EAGER} cannot predict in {precision} here: {reason}; an export's engines may")
 
 
 def _eager(weights, config, device):

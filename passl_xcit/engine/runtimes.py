@@ -13,6 +13,7 @@ import numpy as np
 from packaging.version import Version
 
 from passl_xcit.engine.paddle_program import program_shapes
+from passl_xcit.ops.library import why_no_bfloat16
 from passl_xcit.utils.errors import CheckpointError, ConfigError, DataError
 from passl_xcit.utils.registry import nearest
 from passl_xcit.utils.startup import usable_cores
@@ -187,6 +188,13 @@ def why_not(engine, precision):
     if precision == BFLOAT16 and not kind.has_bfloat16():
         return "this processor has no bfloat16 instructions"
     return None
+
+
+def why_not_eager(precision, device):
+    """Why the model itself cannot compute in `precision` on `device`; None if it can."""
+    if precision == FLOAT32:
+        return None
+    return why_no_bfloat16() if device == "cpu" else f"it does so on a CPU only, not on {device}"
 
 
 def default_engine(files):

@@ -327,7 +327,6 @@ def test_what_an_export_cannot_do_is_one_line(options, message, trained):
             {"engine": "onednn"},
             "engine onednn runs the folder of an export, and .* is none: write one with python tools/exp",
         ),
-        ({"precision": "bfloat16"}, "engine paddle predicts in float32; bfloat16 needs an export and its engines"),
     ],
 )
 def test_what_weights_cannot_do_is_one_line(options, message, trained):

@@ -4,7 +4,6 @@ Each function takes the task of `protocol.serve`, which holds a Case's values, t
 and "threads", and returns a step that gives an array: what the contenders of a case must agree on.
 """
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -14,9 +13,9 @@ from safetensors.numpy import load_file
 
 from passl_xcit.engine.benchmark.cases import COPIED, MATRIX
 from passl_xcit.engine.mixed_precision import MixedPrecision, float32
-from passl_xcit.engine.runtimes import open_runtime
+from passl_xcit.engine.runtimes import open_runtime, why_not_eager
 from passl_xcit.modeling import factory
-from passl_xcit.ops.library import PRECISION, library, why
+from passl_xcit.ops.library import native_precision
 from passl_xcit.solver.optimizer import NativeAdamW
 from passl_xcit.utils.errors import ConfigError
 
@@ -58,24 +57,22 @@ def inference(task):
     images = load_file(task["inputs"])["images"]
     if task["engine"] != "eager":
         return partial(open_runtime(task["export"], task["engine"], task["precision"], task["threads"]), images)
-    if task["precision"] != "float32":
-        _ask_for_native(task["precision"])
+    _check_precision(task["precision"])
     model = _model(task)
     model.eval()
 
     @paddle.no_grad()
     def step():
-        return model(paddle.to_tensor(images)).numpy()
+        with native_precision(task["precision"]):
+            return model(paddle.to_tensor(images)).numpy()
 
     return step
 
 
-def _ask_for_native(precision):
-    """Paddle itself has no half precision on a CPU."""
-    os.environ[PRECISION] = precision
-    native = library()
-    if native is None or not native.bfloat16:
-        raise ConfigError(f"{precision} needs native operators, which are {why()}")
+def _check_precision(precision):
+    reason = why_not_eager(precision, paddle.get_device())
+    if reason:
+        raise ConfigError(f"{precision}: {reason}")
 
 
 def train(task):
@@ -88,7 +85,7 @@ def train(task):
     if task["precision"] != "float32":
         precision = MixedPrecision(dtype=task["precision"])
         if not precision.enabled:
-            raise ConfigError("Paddle has no bfloat16 on a CPU")
+            _check_precision(task["precision"])
     return training_step(model.parameters(), lambda: _loss(model, precision, images, targets))
 
 
