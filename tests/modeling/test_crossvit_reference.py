@@ -299,7 +299,7 @@ def test_stochastic_depth_skips_both_halves_of_a_block_and_the_visit():
         layer.bias.set_value(paddle.zeros_like(layer.bias))
     images = as_float32(float_images((2, 3, 36, 36)))
     for found, branch in zip(model.backbone.extract(images, "block_0"), shorter.backbone.extract(images, "block_0")):
-        np.testing.assert_array_equal(found.numpy(), branch.numpy())
+        np.testing.assert_allclose(found.numpy(), branch.numpy(), rtol=0, atol=1e-5)  # native operators may take one
 
 
 def test_dropout_drops_the_embedded_tokens_and_what_the_blocks_add():

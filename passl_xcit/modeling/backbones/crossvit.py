@@ -164,14 +164,15 @@ class MultiScaleBlock(nn.Layer):
     def forward(self, branches):
         """Two tensors [B, M, C], class token first -> two of the same shapes"""
         branches = [blocks(x) for blocks, x in zip(self.blocks, branches)]
-        visitors = [proj(x[:, :1]) for proj, x in zip(self.projs, branches)]  # each [B, 1, D]
-        hosts = branches[::-1]
+        # Split once: the gradient of each slice would be a tensor of all tokens, most of it zeros.
+        parts = [x.split([1, x.shape[1] - 1], axis=1) for x in branches]  # class token, patches
+        visitors = [proj(cls) for proj, (cls, _) in zip(self.projs, parts)]  # each [B, 1, D]
         visited = [
-            fusion(paddle.concat([visitor, host[:, 1:]], axis=1))  # each [B, 1, D]
-            for fusion, visitor, host in zip(self.fusion, visitors, hosts)
+            fusion(paddle.concat([visitor, patches], axis=1))  # each [B, 1, D]
+            for fusion, visitor, (_, patches) in zip(self.fusion, visitors, parts[::-1])
         ]
         returned = [revert(x) for revert, x in zip(self.revert_projs, visited)]  # each [B, 1, C]
-        return [paddle.concat([cls, x[:, 1:]], axis=1) for cls, x in zip(returned, branches)]
+        return [paddle.concat([cls, patches], axis=1) for cls, (_, patches) in zip(returned, parts)]
 
 
 def _projection(dim, out_dim):
