@@ -59,6 +59,7 @@ class Library:
         self.isa = self._function("set_name", ctypes.c_char_p, 1)(self._set).decode()
         self._half = self._find_set(BFLOAT16_SETS[self.isa]) if self.isa in BFLOAT16_SETS else None
         self.bfloat16 = self._half is not None
+        self._operators, self._run = {}, self._function("run", ctypes.c_size_t, 3, ctypes.c_int)
 
     def _find_set(self, name):
         return self._function("find_set", ctypes.c_void_p, 1)(name.encode())
@@ -87,15 +88,19 @@ class Library:
         Args:
             half: in bfloat16, which the processor has to have.
         """
-        function = self._function(name, ctypes.c_size_t, 3, ctypes.c_int)
-        chosen, where, threads = self._half if half else self._set, ctypes.addressof(operator), self.threads()
-        size = function(chosen, where, None, threads)
-        function(chosen, where, _workspace(size), threads)
+        found, where, threads = self._found(name, half), ctypes.addressof(operator), self.threads()
+        size = self._run(found, where, None, threads)
+        self._run(found, where, _workspace(size), threads)
 
     def size_of(self, name, operator, half=False):
         """Bytes of what the function `name` is asked for."""
-        function = self._function(name, ctypes.c_size_t, 3, ctypes.c_int)
-        return function(self._half if half else self._set, ctypes.addressof(operator), None, 1)
+        return self._run(self._found(name, half), ctypes.addressof(operator), None, 1)
+
+    def _found(self, name, half):
+        if (name, half) not in self._operators:
+            find = self._function("find_operator", ctypes.c_void_p, 2)
+            self._operators[name, half] = find(self._half if half else self._set, name.encode())
+        return self._operators[name, half]
 
 
 # Of each Python thread: what `native_precision` and `portable` say, and a workspace, which is kept: fresh memory costs

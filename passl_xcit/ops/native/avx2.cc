@@ -2,6 +2,6 @@
 
 namespace passl_xcit {
 
-Operators avx2_operators() { return implemented<Avx2>(); }
+const Operator* avx2_operators() { return implemented<Avx2>(); }
 
 }  // namespace passl_xcit

@@ -2,6 +2,6 @@
 
 namespace passl_xcit {
 
-Operators avx512_operators() { return implemented<Avx512>(); }
+const Operator* avx512_operators() { return implemented<Avx512>(); }
 
 }  // namespace passl_xcit

@@ -2,6 +2,6 @@
 
 namespace passl_xcit {
 
-Operators avx512_bf16_operators() { return implemented<Avx512Bf16>(); }
+const Operator* avx512_bf16_operators() { return implemented<Avx512Bf16>(); }
 
 }  // namespace passl_xcit

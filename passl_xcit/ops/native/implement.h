@@ -11,42 +11,45 @@
 
 namespace passl_xcit {
 
-template <template <class> class Forward, class Isa, class Operator>
-size_t run(const Operator& op, void* workspace, const Team& team) {
-  return Forward<Isa>(op).run(workspace, team);
+template <template <class> class Forward, class Isa, class Struct>
+size_t run(const void* of, void* workspace, const Team& team) {
+  return Forward<Isa>(*static_cast<const Struct*>(of)).run(workspace, team);
 }
 
-template <template <class> class Forward, class Isa, class Operator>
-size_t saved_of(const Operator& op, void*, const Team&) {
-  return Forward<Isa>(op).saved_bytes;
+template <template <class> class Forward, class Isa, class Struct>
+size_t saved_of(const void* of, void*, const Team&) {
+  return Forward<Isa>(*static_cast<const Struct*>(of)).saved_bytes;
 }
 
 template <class Isa>
-Operators implemented() {
+const Operator* implemented() {
   using Float = typename Isa::Float;
-  return {run<XcaBlockForward, Isa, XcaBlock>,
-          run<XcaBlockTraining, Isa, XcaTraining>,
-          saved_of<XcaBlockTraining, Isa, XcaTraining>,
-          run<XcaBlockBackward, Isa, XcaBackward>,
-          run<ClassBlockForward, Float, ClassBlock>,
-          run<ClassTrainingForward, Float, ClassTraining>,
-          saved_of<ClassTrainingForward, Float, ClassTraining>,
-          run<ClassTrainingBackward, Float, ClassBackward>,
-          run<StemForward, Isa, Stem>,
-          run<StemTrainingForward, Float, StemTraining>,
-          saved_of<StemTrainingForward, Float, StemTraining>,
-          run<StemTrainingBackward, Float, StemBackward>,
-          run<AttentionBlockForward, Float, AttentionBlock>,
-          run<AttentionBlockTraining, Float, AttentionTraining>,
-          saved_of<AttentionBlockTraining, Float, AttentionTraining>,
-          run<AttentionBlockBackward, Float, AttentionBackward>,
-          run<CrossAttentionForward, Float, CrossAttention>,
-          run<CrossTrainingForward, Float, CrossTraining>,
-          saved_of<CrossTrainingForward, Float, CrossTraining>,
-          run<CrossTrainingBackward, Float, CrossBackward>,
-          run<AdamWUpdate, Float, AdamW>,
-          run<MovingAverage, Float, Average>,
-          run<SumOfSquares, Float, Squares>};
+  static constexpr Operator operators[] = {
+      {"xca_block", run<XcaBlockForward, Isa, XcaBlock>},
+      {"xca_training", run<XcaBlockTraining, Isa, XcaTraining>},
+      {"xca_saved", saved_of<XcaBlockTraining, Isa, XcaTraining>},
+      {"xca_backward", run<XcaBlockBackward, Isa, XcaBackward>},
+      {"class_block", run<ClassBlockForward, Float, ClassBlock>},
+      {"class_training", run<ClassTrainingForward, Float, ClassTraining>},
+      {"class_saved", saved_of<ClassTrainingForward, Float, ClassTraining>},
+      {"class_backward", run<ClassTrainingBackward, Float, ClassBackward>},
+      {"stem", run<StemForward, Isa, Stem>},
+      {"stem_training", run<StemTrainingForward, Float, StemTraining>},
+      {"stem_saved", saved_of<StemTrainingForward, Float, StemTraining>},
+      {"stem_backward", run<StemTrainingBackward, Float, StemBackward>},
+      {"attention_block", run<AttentionBlockForward, Float, AttentionBlock>},
+      {"attention_training", run<AttentionBlockTraining, Float, AttentionTraining>},
+      {"attention_saved", saved_of<AttentionBlockTraining, Float, AttentionTraining>},
+      {"attention_backward", run<AttentionBlockBackward, Float, AttentionBackward>},
+      {"cross_attention", run<CrossAttentionForward, Float, CrossAttention>},
+      {"cross_training", run<CrossTrainingForward, Float, CrossTraining>},
+      {"cross_saved", saved_of<CrossTrainingForward, Float, CrossTraining>},
+      {"cross_backward", run<CrossTrainingBackward, Float, CrossBackward>},
+      {"adamw", run<AdamWUpdate, Float, AdamW>},
+      {"average", run<MovingAverage, Float, Average>},
+      {"squares", run<SumOfSquares, Float, Squares>},
+      {}};
+  return operators;
 }
 
 }  // namespace passl_xcit

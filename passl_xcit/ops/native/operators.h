@@ -229,35 +229,16 @@ struct Squares {
   double* sum;
 };
 
-// Each returns the bytes of the workspace it needs, and computes only where `workspace` is given.
-struct Operators {
-  size_t (*xca_block)(const XcaBlock&, void* workspace, const Team&);
-  size_t (*xca_training)(const XcaTraining&, void* workspace, const Team&);
-  size_t (*xca_saved)(const XcaTraining&, void* workspace, const Team&);  // bytes of `saved`
-  size_t (*xca_backward)(const XcaBackward&, void* workspace, const Team&);
-  size_t (*class_block)(const ClassBlock&, void* workspace, const Team&);
-  size_t (*class_training)(const ClassTraining&, void* workspace, const Team&);
-  size_t (*class_saved)(const ClassTraining&, void* workspace, const Team&);
-  size_t (*class_backward)(const ClassBackward&, void* workspace, const Team&);
-  size_t (*stem)(const Stem&, void* workspace, const Team&);
-  size_t (*stem_training)(const StemTraining&, void* workspace, const Team&);
-  size_t (*stem_saved)(const StemTraining&, void* workspace, const Team&);  // bytes of `saved`
-  size_t (*stem_backward)(const StemBackward&, void* workspace, const Team&);
-  size_t (*attention_block)(const AttentionBlock&, void* workspace, const Team&);
-  size_t (*attention_training)(const AttentionTraining&, void* workspace, const Team&);
-  size_t (*attention_saved)(const AttentionTraining&, void* workspace, const Team&);  // bytes of `saved`
-  size_t (*attention_backward)(const AttentionBackward&, void* workspace, const Team&);
-  size_t (*cross_attention)(const CrossAttention&, void* workspace, const Team&);
-  size_t (*cross_training)(const CrossTraining&, void* workspace, const Team&);
-  size_t (*cross_saved)(const CrossTraining&, void* workspace, const Team&);  // bytes of `saved`
-  size_t (*cross_backward)(const CrossBackward&, void* workspace, const Team&);
-  size_t (*adamw)(const AdamW&, void* workspace, const Team&);
-  size_t (*average)(const Average&, void* workspace, const Team&);
-  size_t (*squares)(const Squares&, void* workspace, const Team&);
+// What Python calls by a name. It returns the bytes of the workspace it needs, and computes only where one is given;
+// operators whose names end in "_saved" compute nothing: they return the bytes of `saved`.
+struct Operator {
+  const char* name;
+  size_t (*run)(const void* of, void* workspace, const Team&);  // `of` is the struct of that operator
 };
 
-Operators avx2_operators();
-Operators avx512_operators();
-Operators avx512_bf16_operators();
+// Those of each instruction set, up to one without a name.
+const Operator* avx2_operators();
+const Operator* avx512_operators();
+const Operator* avx512_bf16_operators();
 
 }  // namespace passl_xcit
