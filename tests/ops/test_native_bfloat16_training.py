@@ -17,7 +17,7 @@ from passl_xcit.ops.library import PRECISION, library, native_precision
 OF_A_GRADIENT, OF_A_SMALL_ONE = 0.012, 0.04
 # The gradients of these are sums over the tokens, of numbers of the order of 1, that can cancel out.
 CANCELLING = ("norm1.bias", "attn.qkv.bias", "attn.temperature")
-OF_A_TERM = 0.05
+OF_A_TERM = 0.15
 widths = st.tuples(st.integers(1, 4), st.integers(4, 24).map(lambda half: 2 * half))  # heads, channels of each
 sides = st.integers(5, 17)
 

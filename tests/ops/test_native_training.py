@@ -18,6 +18,7 @@ from passl_xcit.ops.conditions import applies_in_training
 from passl_xcit.ops.library import MODE, Library
 
 TOLERANCE = 1e-4  # of the largest value
+OF_THE_LARGEST = 0.05
 STATISTICS = ("local_mp.bn._mean", "local_mp.bn._variance")
 # Of one or two tokens, norms and BatchNorm divide by what is almost zero.
 some = st.integers(2, 17)
@@ -52,10 +53,14 @@ def trained(block, x, height, width, mode="on", threads=2):
 
 
 def same(ours, expected, portable=None):
-    """To TOLERANCE; what is more sensitive than that, to four times the error of the portable formulation."""
+    """To TOLERANCE; what is more sensitive than that, to four times the error of the portable formulation.
+
+    Gradients of biases are sums of many terms that may cancel out: they are held against a share of the largest of all.
+    """
     assert ours.keys() == expected.keys()
+    largest = max(np.abs(value).max() for value in expected.values())
     for name, value in expected.items():
-        limit = TOLERANCE * max(np.abs(value).max(), 1e-3)
+        limit = TOLERANCE * max(np.abs(value).max(), OF_THE_LARGEST * largest)
         if portable is not None:
             limit = max(limit, 4 * np.abs(portable[name] - value).max())
         np.testing.assert_allclose(ours[name], value, rtol=0, atol=limit, err_msg=name)
