@@ -4,6 +4,7 @@ import math
 import statistics
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from passl_xcit.engine.benchmark.cases import Case
 from passl_xcit.engine.benchmark.contenders import OF_LIMITS, Contender
 from passl_xcit.engine.benchmark.measure import measure, ratios
+from passl_xcit.engine.benchmark.protocol import Crew
 
 COPY = Case("", "copy", 0, 0, "float32", 1)  # needs no model, and fakes do what they like
 FAKE = Path(__file__).with_name("fake_worker.py")
@@ -66,6 +68,13 @@ def test_processes_side_by_side_take_as_long_as_the_slowest_and_all_their_memory
     assert all(0.1 <= seconds < 0.5 for seconds in two["seconds"])
     assert two["peak_memory"] == pytest.approx(2 * one["peak_memory"], rel=0.2)
     assert two["built_memory"] == pytest.approx(2 * one["built_memory"], rel=0.2)
+
+
+def test_a_turn_of_processes_side_by_side_is_that_of_the_slowest():
+    crew = Crew.__new__(Crew)
+    answers = ({"seconds": 0.1}, {"seconds": 0.3}, {"seconds": 0.2})
+    crew.workers = [SimpleNamespace(ask=lambda question: None, answer=lambda a=a: a) for a in answers]
+    assert crew.run(1) == 0.3
 
 
 def test_of_processes_side_by_side_one_that_cannot_ends_all(fakes, log):
