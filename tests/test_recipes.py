@@ -233,7 +233,7 @@ def test_a_recipe_has_the_learning_rates_of_its_source(name):
 @every_config
 def test_a_recipe_has_the_optimizer_of_its_source(name, tiny_model, monkeypatch):
     recipe, node, made = recipe_of(name), config_of(name)["optimizer"], {}
-    monkeypatch.setattr(paddle.optimizer, "AdamW", lambda **arguments: made.update(arguments))
+    monkeypatch.setattr(paddle.optimizer.AdamW, "__init__", lambda self, **arguments: made.update(arguments))
     model = tiny_model()
     OPTIMIZERS.build(node, "optimizer", learning_rate=0.1, model=model)
     numbers = {key: made[key] for key in ("beta1", "beta2", "epsilon", "weight_decay", "grad_clip")}

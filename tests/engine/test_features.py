@@ -1,7 +1,5 @@
 """Features of images: the Predictor's and the file of `tools/predict.py`, against the model and PIL by hand."""
 
-import re
-
 import numpy as np
 import paddle
 import pytest
@@ -66,11 +64,6 @@ def test_predictions_at_another_size_are_those_of_the_resized_image(predictor):
 def test_a_size_that_is_none_is_refused(size):
     with pytest.raises(ConfigError, match=f"size must be a whole number, at least 1, not {size}"):
         Predictor(WEIGHTS, size=size)
-
-
-def test_a_size_that_does_not_divide_into_patches_is_the_images_reason():
-    (prediction,) = Predictor(WEIGHTS, size=30)(CLOTHES[0])
-    assert re.match(r"images of 30 x 30 pixels do not divide into patches of 4", prediction.error)
 
 
 def test_an_unknown_stage_is_refused_with_those_that_there_are(predictor):

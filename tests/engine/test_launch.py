@@ -12,6 +12,7 @@ import passl_xcit
 from passl_xcit.datasets.imagenet import ImageNet
 from passl_xcit.engine import builder, launch
 from passl_xcit.modeling.checkpoint_formats import read_file, write_file
+from passl_xcit.solver import optimizer
 from passl_xcit.utils.config import load_config
 from passl_xcit.utils.errors import CheckpointError, ConfigError, UserError
 
@@ -37,7 +38,7 @@ def printed(capsys):
 class TestEvaluation:
     def test_it_builds_nothing_of_training(self, weights, tmp_path, monkeypatch):
         forbid(monkeypatch, "build_trainer", "build_hooks")
-        monkeypatch.setattr(paddle.optimizer, "AdamW", None)
+        monkeypatch.setattr(optimizer, "NativeAdamW", None)
         seen = []
         monkeypatch.setattr(ImageNet, "__init__", recording(ImageNet.__init__, seen))
         overrides = ("dataloader.train.dataset.dataroot=/nowhere", "lr_scheduler=null", "optimizer=null")
