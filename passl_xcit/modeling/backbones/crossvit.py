@@ -164,8 +164,7 @@ class MultiScaleBlock(nn.Layer):
     def forward(self, branches):
         """Two tensors [B, M, C], class token first -> two of the same shapes"""
         branches = [blocks(x) for blocks, x in zip(self.blocks, branches)]
-        # Split once: the gradient of each slice would be a tensor of all tokens, most of it zeros.
-        parts = [x.split([1, x.shape[1] - 1], axis=1) for x in branches]  # class token, patches
+        parts = [_class_token_and_patches(x) for x in branches]
         visitors = [proj(cls) for proj, (cls, _) in zip(self.projs, parts)]  # each [B, 1, D]
         visited = [
             fusion(paddle.concat([visitor, patches], axis=1))  # each [B, 1, D]
@@ -173,6 +172,13 @@ class MultiScaleBlock(nn.Layer):
         ]
         returned = [revert(x) for revert, x in zip(self.revert_projs, visited)]  # each [B, 1, C]
         return [paddle.concat([cls, patches], axis=1) for cls, (_, patches) in zip(returned, parts)]
+
+
+def _class_token_and_patches(x):
+    """[B, M, C] -> [B, 1, C], [B, M - 1, C]"""
+    if paddle.in_dynamic_mode():  # the gradient of each slice would be a tensor of all tokens, most of it zeros
+        return x.split([1, x.shape[1] - 1], axis=1)
+    return x[:, :1], x[:, 1:]  # of a split in an exported program, oneDNN's bfloat16 makes what it cannot load
 
 
 def _projection(dim, out_dim):
