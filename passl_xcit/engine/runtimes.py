@@ -67,7 +67,8 @@ class PaddleInference:
         tensor = self.predictor.get_input_handle(name)
         tensor.reshape(images.shape)
         tensor.copy_from_cpu(images)
-        with _failures(images, self.precision), contextlib.nullcontext() if self.has_run else without_chatter():
+        quiet = contextlib.nullcontext() if self.has_run else without_chatter()
+        with _failures(images, self.precision), _threads_kept(), quiet:
             self.predictor.run()
         self.has_run = True
         return self.predictor.get_output_handle(output).copy_to_cpu()
@@ -243,6 +244,19 @@ def runtimes(folder, precision=FLOAT32):
     """{name: runtime} of the engines that can run what lies in the folder of an export, on this machine."""
     there = [name for name, kind in ENGINES.items() if all((folder / file).exists() for file in kind.FILES)]
     return {name: open_runtime(folder, name, precision) for name in there if why_not(name, precision) is None}
+
+
+@contextlib.contextmanager
+def _threads_kept():
+    """Paddle Inference leaves the whole process with one thread, and with it everything else that Paddle computes."""
+    import paddle
+
+    try:
+        yield
+    finally:
+        if hasattr(paddle.base.core, "set_num_threads"):
+            asked = os.environ.get("OMP_NUM_THREADS", "")
+            paddle.base.core.set_num_threads(int(asked) if asked.isdigit() else usable_cores())
 
 
 @contextlib.contextmanager

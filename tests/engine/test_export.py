@@ -13,6 +13,7 @@ from passl_xcit.engine import export
 from passl_xcit.engine.export import export_model
 from passl_xcit.engine.runtimes import PaddleInference, runtimes
 from passl_xcit.modeling.factory import create_model
+from passl_xcit.ops.library import library
 from passl_xcit.utils.errors import ConfigError, UserError
 from passl_xcit.utils.kernels import recorded_calls
 
@@ -75,6 +76,13 @@ def test_probabilities_class_names_and_preprocessing_go_with_the_program(tmp_pat
     found = PaddleInference(tmp_path / "out")(noise(3, 3, 32, 24))
     powers = np.exp(logits(model, noise(3, 3, 32, 24)))
     np.testing.assert_allclose(found, powers / powers.sum(axis=1, keepdims=True), atol=1e-5)
+
+
+@pytest.mark.skipif(library() is None, reason="only the native operators tell how many threads there are")
+def test_the_process_keeps_its_threads(tmp_path):
+    before = library().threads()
+    export_model(small(), tmp_path / "out", (32, 32))
+    assert library().threads() == before
 
 
 def test_a_program_that_computes_something_else_is_not_kept(tmp_path, monkeypatch):
