@@ -4,15 +4,12 @@ Shapes as in native/operators.h.
 """
 
 import ctypes
-from dataclasses import dataclass
-from operator import attrgetter
 
 import paddle
-from paddle import nn
-from paddle.autograd import PyLayer
 
 from passl_xcit.ops.library import library
-from passl_xcit.ops.structures import address, addresses, addresses_in, affine, integers, pointers
+from passl_xcit.ops.structures import addresses, addresses_in, affine, integers, pointers
+from passl_xcit.ops.training import Training
 
 # In the order of the structs in native/operators.h.
 PARAMETERS = affine("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
@@ -50,43 +47,15 @@ def _attention_block(block, x, y):
 
 def train_attention_block(block, x):
     """A Block of CrossViT in training, with gradients: x [B, M, C] -> [B, M, C]"""
-    keeps = [block.drop_path.draw(x) for _ in range(2)]
-    return _TrainedBlock.apply(x, _Call(block, keeps), *(attrgetter(name)(block) for name in PARAMETERS))
+    return _Training(block, [block.drop_path.draw(x) for _ in range(2)]).apply(x)
 
 
-@dataclass
-class _Call:
-    """What no gradient is taken of; PyLayer looks for tensors in lists and tuples."""
+class _Training(Training):
+    name, parameters, Backward = "attention", PARAMETERS, AttentionBackward
 
-    block: nn.Layer
-    keeps: list
+    def __init__(self, block, keeps):
+        super().__init__(block)
+        self.keeps = keeps
 
-
-class _TrainedBlock(PyLayer):
-    @staticmethod
-    def forward(ctx, x, call, *parameters):
-        y = paddle.empty_like(x)
-        operator = _attention_training(call, x, y)
-        saved = paddle.empty([library().size_of("attention_saved", operator) // 4 + 1], dtype="float32")
-        operator.saved = address(saved)
-        library().run("attention_training", operator)
-        ctx.save_for_backward(saved, x, *(tensor for tensor in parameters if tensor is not None))
-        ctx.call = call
-        return y
-
-    @staticmethod
-    def backward(ctx, dy):
-        saved, *inputs = ctx.saved_tensor()
-        forward, dy = _attention_training(ctx.call, inputs[0], dy), dy.contiguous()
-        forward.saved = address(saved)
-        gradients = [paddle.empty_like(tensor) for tensor in inputs]
-        there = [name for name in PARAMETERS if attrgetter(name)(ctx.call.block) is not None]
-        operator = AttentionBackward(forward, *addresses(dy, gradients[0]))
-        for name, gradient in zip(there, gradients[1:]):
-            setattr(operator, name, address(gradient))
-        library().run("attention_backward", operator)
-        return tuple(None if tensor.stop_gradient else gradient for tensor, gradient in zip(inputs, gradients))
-
-
-def _attention_training(call, x, y):
-    return AttentionTraining(_attention_block(call.block, x, y), *addresses(*call.keeps))
+    def forward_struct(self, x, y):
+        return AttentionTraining(_attention_block(self.layer, x, y), *addresses(*self.keeps))

@@ -4,15 +4,12 @@ Shapes as in native/operators.h.
 """
 
 import ctypes
-from dataclasses import dataclass
-from operator import attrgetter
 
 import paddle
-from paddle import nn
-from paddle.autograd import PyLayer
 
 from passl_xcit.ops.library import library
-from passl_xcit.ops.structures import address, addresses, addresses_in, affine, integers, pointers
+from passl_xcit.ops.structures import addresses, addresses_in, affine, integers, pointers
+from passl_xcit.ops.training import Training
 
 # In the order of the structs in native/operators.h.
 PARAMETERS = (
@@ -52,37 +49,11 @@ def _class_block(block, x, y):
 
 def train_class_block(block, x):
     """A ClassAttentionBlock in training, with gradients: x [B, M, C] -> [B, M, C]"""
-    return _TrainedClassBlock.apply(x, _Call(block), *(attrgetter(name)(block) for name in PARAMETERS))
+    return _Training(block).apply(x)
 
 
-@dataclass
-class _Call:
-    """What no gradient is taken of; PyLayer looks for tensors in lists and tuples."""
+class _Training(Training):
+    name, parameters, Backward = "class", PARAMETERS, ClassBackward
 
-    block: nn.Layer
-
-
-class _TrainedClassBlock(PyLayer):
-    @staticmethod
-    def forward(ctx, x, call, *parameters):
-        y = paddle.empty_like(x)
-        operator = ClassTraining(_class_block(call.block, x, y))
-        saved = paddle.empty([library().size_of("class_saved", operator) // 4 + 1], dtype="float32")
-        operator.saved = address(saved)
-        library().run("class_training", operator)
-        ctx.save_for_backward(x, saved, *(tensor for tensor in parameters if tensor is not None))
-        ctx.call = call
-        return y
-
-    @staticmethod
-    def backward(ctx, dy):
-        x, saved, *parameters = ctx.saved_tensor()
-        dy = dy.contiguous()
-        forward = ClassTraining(_class_block(ctx.call.block, x, dy), address(saved))
-        gradients = [paddle.empty_like(tensor) for tensor in (x, *parameters)]
-        there = [name for name in PARAMETERS if attrgetter(name)(ctx.call.block) is not None]
-        of_name = dict(zip(there, gradients[1:]))
-        gradient_addresses = [address(of_name.get(name)) for name in PARAMETERS]
-        library().run("class_backward", ClassBackward(forward, *addresses(dy, gradients[0]), *gradient_addresses))
-        wanted = [not tensor.stop_gradient for tensor in (x, *parameters)]
-        return tuple(gradient if want else None for gradient, want in zip(gradients, wanted))
+    def forward_struct(self, x, y):
+        return ClassTraining(_class_block(self.layer, x, y))

@@ -14,6 +14,7 @@ from paddle.autograd import PyLayer
 from passl_xcit.ops.batch_norm import move_statistics
 from passl_xcit.ops.library import library
 from passl_xcit.ops.structures import address, addresses, integers, pointers
+from passl_xcit.ops.training import saved_for, wanted_of
 
 MAX_STAGES = 8
 TRAINED = ("0.weight", "1.weight", "1.bias")  # of a stage: convolution, BatchNorm
@@ -88,7 +89,7 @@ class _TrainedStem(PyLayer):
         operator = StemTraining(_stem(call.patch_embed, images, positions, y))
         norms = [stage[1] for stage in _stages(call.patch_embed)]
         means, variances = ([paddle.empty_like(norm._mean) for norm in norms] for _ in range(2))
-        saved = paddle.empty([library().size_of("stem_saved", operator) // 4 + 1], dtype="float32")
+        saved = saved_for("stem", operator)
         operator.mean[: len(norms)], operator.variance[: len(norms)] = addresses(*means), addresses(*variances)
         operator.saved = address(saved)
         library().run("stem_training", operator)
@@ -112,4 +113,4 @@ class _TrainedStem(PyLayer):
             of_name = gradients[2 + index :: len(TRAINED)]
             getattr(operator, name)[: len(of_name)] = addresses(*of_name)
         library().run("stem_backward", operator)
-        return tuple(gradient if want else None for gradient, want in zip(gradients, wanted))
+        return wanted_of(gradients, inputs)

@@ -5,16 +5,13 @@ loaded, or trained in between, count at once. Shapes as in native/operators.h.
 """
 
 import ctypes
-from dataclasses import dataclass
-from operator import attrgetter
 
 import paddle
-from paddle import nn
-from paddle.autograd import PyLayer
 
 from passl_xcit.ops.batch_norm import move_statistics
 from passl_xcit.ops.library import library
-from passl_xcit.ops.structures import address, addresses, addresses_in, affine, integers, pointers
+from passl_xcit.ops.structures import addresses, addresses_in, affine, integers, pointers
+from passl_xcit.ops.training import Training
 
 # In the order of the structs in native/operators.h.
 PARAMETERS = (
@@ -74,51 +71,22 @@ def _xca_block(block, x, y, height, width):
 
 def train_xca_block(block, x, height, width):
     """An XCABlock in training, with gradients: x [B, N, C] -> [B, N, C]. It moves BatchNorm's running statistics."""
-    keeps = [block.drop_path.draw(x) for _ in range(3)]
-    parameters = [attrgetter(name)(block) for name in TRAINED]
-    return _TrainedXcaBlock.apply(x, _Call(block, height, width, keeps, _in_bfloat16(block)), *parameters)
+    return _Training(block, height, width, [block.drop_path.draw(x) for _ in range(3)]).apply(x)
 
 
-@dataclass
-class _Call:
-    """What no gradient is taken of; PyLayer looks for tensors in lists and tuples."""
+class _Training(Training):
+    name, parameters, Backward = "xca", TRAINED, XcaBackward
 
-    block: nn.Layer
-    height: int
-    width: int
-    keeps: list
-    half: bool
+    def __init__(self, block, height, width, keeps):
+        super().__init__(block)
+        self.grid, self.keeps, self.half = (height, width), keeps, _in_bfloat16(block)
 
+    def forward_struct(self, x, y):
+        return XcaTraining(_xca_block(self.layer, x, y, *self.grid), *addresses(*self.keeps))
 
-class _TrainedXcaBlock(PyLayer):
-    @staticmethod
-    def forward(ctx, x, call, *parameters):
-        y, bn = paddle.empty_like(x), call.block.local_mp.bn
-        operator, half = _xca_training(call, x, y), call.half
-        mean, variance = (paddle.empty(bn._mean.shape, dtype="float32") for _ in range(2))
-        saved = paddle.empty([library().size_of("xca_saved", operator, half) // 4 + 1], dtype="float32")
-        operator.mean, operator.variance, operator.saved = addresses(mean, variance, saved)
-        library().run("xca_training", operator, half)
+    def run_forward(self, operator):
+        bn = self.layer.local_mp.bn
+        mean, variance = (paddle.empty_like(bn._mean) for _ in range(2))
+        operator.mean, operator.variance = addresses(mean, variance)
+        super().run_forward(operator)
         move_statistics(bn, mean, variance)
-        ctx.save_for_backward(x, saved, *(tensor for tensor in parameters if tensor is not None))
-        ctx.call = call
-        return y
-
-    @staticmethod
-    def backward(ctx, dy):
-        x, saved, *parameters = ctx.saved_tensor()
-        operator, dy = _xca_training(ctx.call, x, dy), dy.contiguous()
-        operator.saved = saved.data_ptr()
-        gradients = [paddle.empty_like(tensor) for tensor in (x, *parameters)]
-        there = [name for name in TRAINED if attrgetter(name)(ctx.call.block) is not None]
-        of_name = dict(zip(there, gradients[1:]))
-        gradient_addresses = [address(of_name.get(name)) for name in TRAINED]
-        backward = XcaBackward(operator, *addresses(dy, gradients[0]), *gradient_addresses)
-        library().run("xca_backward", backward, ctx.call.half)
-        wanted = [not tensor.stop_gradient for tensor in (x, *parameters)]
-        return tuple(gradient if want else None for gradient, want in zip(gradients, wanted))
-
-
-def _xca_training(call, x, y):
-    block = _xca_block(call.block, x, y, call.height, call.width)
-    return XcaTraining(block, *map(address, call.keeps))

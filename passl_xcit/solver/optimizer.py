@@ -11,7 +11,6 @@ from passl_xcit.utils.typing_check import fits
 
 GRAD_CLIPS = {"global_norm": nn.ClipGradByGlobalNorm, "clip_norm": nn.ClipGradByNorm}
 
-
 # Paddle's names of what it keeps for each parameter.
 ACCUMULATORS = ("moment1_0", "moment2_0", "beta1_pow_acc_0", "beta2_pow_acc_0")
 

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from paddle import nn
 from test_native_bfloat16 import distance
-from test_native_training import STATISTICS, draw, make_block, textbook, trained
-from test_native_xcit import per_example
+from test_native_training import STATISTICS, make_block, textbook, trained
+from test_native_xcit import draw, per_example
+from training_passes import keeps_its_bits, losses, same_bits
 
 from passl_xcit.modeling.backbones.xcit import XCiT
 from passl_xcit.ops.library import PRECISION, library, native_precision
@@ -93,17 +94,13 @@ def test_heads_of_an_odd_width_train_in_float32():
     block, _ = make_block(3, 17)
     x = draw([2, 35, 51])
     ours, exact = trained(block, x, 5, 7), in_float32(block, x, 5, 7)
-    for name, value in exact.items():
-        np.testing.assert_array_equal(ours[name], value)
+    same_bits(ours, exact)
 
 
 def test_gradients_are_the_same_bits_each_time():
     block, _ = make_block(3, 18)
     x = draw([5, 143, 54])
-    for threads in (1, 2, 3):
-        first, second = (trained(block, x, 11, 13, threads=threads) for _ in range(2))
-        for name, value in first.items():
-            np.testing.assert_array_equal(second[name], value, err_msg=name)
+    keeps_its_bits(lambda threads: trained(block, x, 11, 13, threads=threads))
 
 
 def test_a_backward_pass_computes_in_what_its_forward_pass_did():
@@ -136,22 +133,14 @@ def test_a_call_says_the_precision_of_its_own_thread_only(monkeypatch):
 
 
 def test_a_model_learns_almost_as_in_float32():
-    images, labels = paddle.to_tensor(draw([6, 3, 32, 32])), paddle.arange(6)
+    images = paddle.to_tensor(draw([6, 3, 32, 32]))
 
-    def losses(precision):
+    def learnt(precision):
         paddle.seed(3)
         model = nn.Sequential(XCiT(patch_size=4, embed_dim=32, depth=2, num_heads=2), nn.Linear(32, 6))
-        optimizer = paddle.optimizer.AdamW(1e-3, parameters=model.parameters())
-        found = []
-        for _ in range(8):
-            with native_precision(precision):
-                loss = nn.functional.cross_entropy(model(images), labels)
-            loss.backward()
-            optimizer.step()
-            optimizer.clear_grad()
-            found.append(loss.item())
-        return found
+        with native_precision(precision):
+            return losses(model, model.parameters(), images, steps=8)
 
-    ours, exact = losses("bfloat16"), losses("float32")
+    ours, exact = learnt("bfloat16"), learnt("float32")
     assert ours != exact and exact[-1] < 0.7 * exact[0]
     np.testing.assert_allclose(ours, exact, rtol=0.05)

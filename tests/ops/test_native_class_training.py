@@ -6,16 +6,25 @@ from unittest import mock
 import numpy as np
 import paddle
 import pytest
-from fill_by_name import fill_paddle
 from hypothesis import given
 from hypothesis import strategies as st
 from reference_xcit import class_attention_block
-from test_native_training import same
 from test_native_xcit import draw, hidden, per_example, widths
+from training_passes import (
+    adds_up,
+    applies_in_spite_of,
+    filled_in_training,
+    freezes,
+    gradients,
+    keeps_its_bits,
+    passed,
+    same,
+    same_bits,
+    textbook,
+)
 
 from passl_xcit.modeling.backbones.xcit import ClassAttentionBlock, XCiT
-from passl_xcit.ops.conditions import applies_in_training
-from passl_xcit.ops.library import MODE, Library
+from passl_xcit.ops.library import MODE
 
 # heads, d, tokens, images: blocks of tokens that are full and not, more heads than a vector has lanes
 SIZES = [(3, 17, 65, 3), (20, 2, 64, 2), (4, 32, 197, 4), (2, 48, 130, 1)]
@@ -24,32 +33,11 @@ SIZES = [(3, 17, 65, 3), (20, 2, 64, 2), (4, 32, 197, 4), (2, 48, 130, 1)]
 def make_block(heads=3, d=17, mlp_ratio=4.0, qkv_bias=True, tokens_norm=True):
     """A block in training, with parameters drawn by name; and these."""
     ratio = max(mlp_ratio, 1 / (heads * d))
-    block = ClassAttentionBlock(heads * d, heads, ratio, qkv_bias, 0.0, 0.0, 1.0, tokens_norm)
-    weights = fill_paddle({name: value.shape for name, value in block.state_dict().items()})
-    block.set_state_dict({name: paddle.to_tensor(value.astype("float32")) for name, value in weights.items()})
-    block.train()
-    return block, weights
+    return filled_in_training(ClassAttentionBlock(heads * d, heads, ratio, qkv_bias, 0.0, 0.0, 1.0, tokens_norm))
 
 
-def trained(block, x, mode="on", threads=2):
-    """{name: array} of the output and the gradients after one pass forward and back."""
-    x = paddle.to_tensor(x, stop_gradient=False)
-    with mock.patch.dict(os.environ, {MODE: mode}), mock.patch.object(Library, "threads", lambda self: threads):
-        assert applies_in_training(block, x) == (mode == "on")
-        y = block(x)
-        (y * paddle.to_tensor(draw(y.shape, seed=1))).sum().backward()
-    found = {name: value.grad.numpy() for name, value in block.named_parameters() if value.grad is not None}
-    block.clear_gradients()
-    return {**found, "x": x.grad.numpy(), "y": y.numpy()}
-
-
-def textbook(weights, x, heads, tokens_norm):
-    """{name: float64 array} of the output and the gradients."""
-    exact = {name: paddle.to_tensor(value.astype("float64"), stop_gradient=False) for name, value in weights.items()}
-    x = paddle.to_tensor(x.astype("float64"), stop_gradient=False)
-    y = class_attention_block(exact, x, heads, tokens_norm)
-    (y * paddle.to_tensor(draw(y.shape, seed=1).astype("float64"))).sum().backward()
-    return {**{name: value.grad.numpy() for name, value in exact.items()}, "x": x.grad.numpy(), "y": y.numpy()}
+def trained(block, x, **options):
+    return passed(block, {"x": x}, **options)
 
 
 @per_example(max_examples=40)
@@ -57,7 +45,8 @@ def textbook(weights, x, heads, tokens_norm):
 def test_it_has_the_textbooks_gradients(native, width, tokens, batch, threads, mlp_ratio, qkv_bias, tokens_norm):
     block, weights = make_block(*width, mlp_ratio, qkv_bias, tokens_norm)
     x = draw([batch, tokens, width[0] * width[1]])
-    ours, expected = trained(block, x, threads=threads), textbook(weights, x, width[0], tokens_norm)
+    ours = trained(block, x, threads=threads)
+    expected = textbook(weights, {"x": x}, lambda *given: class_attention_block(*given, width[0], tokens_norm))
     same(ours, expected, trained(block, x, mode="off"))
     np.testing.assert_allclose(ours["y"], expected["y"], rtol=0, atol=1e-5 * max(1, np.abs(expected["y"]).max()))
 
@@ -81,37 +70,21 @@ def test_the_bias_of_keys_changes_nothing_and_has_no_gradient(native):
 def test_results_are_the_same_bits_each_time_for_any_number_of_threads(native):
     block, _ = make_block()
     x = draw([5, 143, 51])
-    alone = trained(block, x, threads=1)
-    for threads in (1, 2, 3):
-        for name, value in trained(block, x, threads=threads).items():
-            np.testing.assert_array_equal(value, alone[name], err_msg=name)
+    alone, *others = keeps_its_bits(lambda threads: trained(block, x, threads=threads))
+    for other in others:
+        same_bits(other, alone)
 
 
 @pytest.mark.parametrize("frozen", ["mlp", "norm", "attn.qkv.weight", "gamma", "x"])
 def test_what_is_frozen_gets_no_gradient_and_changes_no_other(native, frozen):
-    values = draw([2, 35, 51])
-    expected = trained(make_block()[0], values)
-    block, _ = make_block()
-    x = paddle.to_tensor(values)
-    tensors = dict(block.named_parameters(), x=x)
-    for name, tensor in tensors.items():
-        tensor.stop_gradient = name.startswith(frozen)
-    y = block(x)
-    (y * paddle.to_tensor(draw(y.shape, seed=1))).sum().backward()
-    wanted = {name for name, tensor in tensors.items() if not tensor.stop_gradient}
-    assert {name for name, tensor in tensors.items() if tensor.grad is not None} == wanted
-    for name in wanted:
-        np.testing.assert_array_equal(tensors[name].grad.numpy(), expected[name], err_msg=name)
+    x = draw([2, 35, 51])
+    freezes(lambda **options: trained(make_block()[0], x, **options), frozen)
 
 
 def test_gradients_add_up_over_two_passes(native):
     block, _ = make_block(2, 8)
-    x, found = paddle.to_tensor(draw([2, 12, 16])), []
-    for _ in range(2):
-        block(x).sum().backward()
-        found.append({name: value.grad.numpy() for name, value in block.named_parameters()})
-    for name, value in found[0].items():
-        np.testing.assert_array_equal(found[1][name], 2 * value, err_msg=name)
+    x = paddle.to_tensor(draw([2, 12, 16]))
+    adds_up(block, lambda: block(x).sum())
 
 
 @pytest.mark.parametrize("token", [0, 5])
@@ -143,19 +116,7 @@ def test_large_scores_have_finite_gradients(native):
 
 @pytest.mark.parametrize("why", ["dropout", "dropout of the attention", "evaluation", "no gradients", "a hook"])
 def test_when_it_does_not_apply(native, why):
-    block, _ = make_block(2, 8)
-    x = paddle.to_tensor(draw([2, 12, 16]))
-    assert applies_in_training(block, x)
-    if why == "dropout":
-        block.mlp.drop.p = 0.1
-    elif why == "dropout of the attention":
-        block.attn.attn_drop.p = 0.1
-    elif why == "evaluation":
-        block.eval()
-    elif why == "a hook":
-        block.mlp.fc1.register_forward_post_hook(lambda *_: None)
-    with paddle.set_grad_enabled(why != "no gradients"):
-        assert not applies_in_training(block, x)
+    assert not applies_in_spite_of(why, make_block(2, 8)[0], paddle.to_tensor(draw([2, 12, 16])))
 
 
 @pytest.mark.parametrize("tokens_norm", [False, True])
@@ -166,8 +127,6 @@ def test_a_model_has_the_gradients_of_the_portable_one(native, tokens_norm):
     images, found = paddle.to_tensor(draw([4, 3, 20, 12])), {}
     for mode in ("on", "off"):
         with mock.patch.dict(os.environ, {MODE: mode}):
-            (model(images) * paddle.to_tensor(draw([4, 24], seed=1))).sum().backward()
-        found[mode] = {name: value.grad.numpy() for name, value in model.named_parameters() if value.grad is not None}
-        model.clear_gradients()
+            found[mode] = gradients(model, images)
     assert "cls_token" in found["on"]
     same(found["on"], found["off"])

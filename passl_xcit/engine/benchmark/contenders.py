@@ -9,14 +9,7 @@ from passl_xcit.utils.errors import ConfigError
 ROOT = Path(__file__).resolve().parents[3]
 HERE = Path(__file__).parent
 OF_LIMITS = ("eager", "timm-eager")  # who measures what the machine can do at most
-OURS = (
-    "eager",
-    "portable",
-    "paddle_inference",
-    "onednn",
-    "onnxruntime",
-    "openvino",
-)  # what each is: docs/benchmarks.md
+OURS = ("eager", "portable", "paddle_inference", "onednn", "onnxruntime", "openvino")  # see docs/benchmarks.md
 PADDLE_ALONE = (("PASSL_XCIT_NATIVE", "off"),)
 PEERS = ("textbook", "timm-eager", "timm-compile")
 

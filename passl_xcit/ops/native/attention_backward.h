@@ -1,8 +1,7 @@
 // The backward pass of the transformer block in training.
 //
-// Letters as in operators.h and attention_block.h; R tokens of a block. Each slot, of which there are as many as
-// threads, takes its share of the images and adds up gradients of its own, which are summed in the order of the slots:
-// results do not depend on which thread came first.
+// Letters as in operators.h and attention_block.h; R tokens of a block. Slots add up gradients of their share of the
+// images, which are summed in the order of the slots: results do not depend on which thread came first.
 //
 // With the softmax p of a head's scores and its result o = p v, and the gradient g by o: by v it is p^T g, and by the
 // scores s = p (g v^T - g.o) element by element, from which q gets s k and k gets s^T q. The softmax is computed again
@@ -10,18 +9,17 @@
 #pragma once
 
 #include "attention_training.h"
-#include "gradients.h"
+#include "mlp_backward.h"
 
 namespace passl_xcit {
 
 // Gradients as one slot adds them up. Matrices have rows of whole panels.
 struct AttentionSums {
-  float *q, *k, *v, *proj;      // [C, P]
-  float *fc1, *fc2;             // [C, padded F], [F, P]
-  float* qkv_bias;              // [3, P]
-  float* fc1_bias;              // [padded F]
-  float *proj_bias, *fc2_bias;  // [P]
-  float *norm1, *norm2;         // [2, P], weight and bias
+  float *q, *k, *v, *proj;  // [C, P]
+  MlpSums mlp;              // and LayerNorm 2
+  float* qkv_bias;          // [3, P]
+  float* proj_bias;         // [P]
+  float* norm1;             // [2, P], weight and bias
 };
 
 template <class Isa>
@@ -38,8 +36,8 @@ struct AttentionBlockBackward : AttentionBlockTraining<Isa> {
   const int F;                                                        // hidden, in whole panels
   Panels<Isa> q_back, k_back, v_back, proj_back, fc1_back, fc2_back;  // transposed
   AttentionSums sums[kMaxThreads];
+  float *starts[kMaxThreads], *ends[kMaxThreads];  // memory of a slot's sums
   struct Slot {
-    float *start, *end;       // memory of its sums
     float* dx1;               // [M, P], gradient by x1
     float* dmixed;            // [M, P], by the heads' results
     float *dq, *dk, *dv;      // each [M, P]
@@ -59,10 +57,8 @@ struct AttentionBlockBackward : AttentionBlockTraining<Isa> {
     pack_back(team);
     team.each(slots, [&](int slot, int) {
       const Slot& of = slot_of[slot];
-      __builtin_memset(of.start, 0, (of.end - of.start) * sizeof(float));
-      const int last = static_cast<long>(slot + 1) * batch / slots;
-      for (int image = static_cast<long>(slot) * batch / slots; image < last; ++image)
-        image_back(image, sums[slot], of);
+      __builtin_memset(starts[slot], 0, (ends[slot] - starts[slot]) * sizeof(float));
+      each_image_of<Isa>(slot, slots, batch, [&](int image) { image_back(image, sums[slot], of); });
     });
     finish(slots, team);
     return workspace.bytes();
@@ -70,17 +66,16 @@ struct AttentionBlockBackward : AttentionBlockTraining<Isa> {
 
  private:
   void take(Workspace& workspace, int slots) {
-    const auto panels = [&](int depth, int columns) {
-      return Panels<Isa>{workspace.floats(Panels<Isa>::size(depth, columns)), depth, columns};
-    };
-    for (Panels<Isa>* square : {&q_back, &k_back, &v_back, &proj_back}) *square = panels(channels, channels);
-    this->fc1 = panels(channels, hidden), fc1_back = panels(hidden, channels), fc2_back = panels(channels, hidden);
+    for (Panels<Isa>* square : {&q_back, &k_back, &v_back, &proj_back})
+      *square = take_panels<Isa>(workspace, channels, channels);
+    for (Panels<Isa>* wider : {&this->fc1, &fc2_back}) *wider = take_panels<Isa>(workspace, channels, hidden);
+    fc1_back = take_panels<Isa>(workspace, hidden, channels);
     const size_t rows = static_cast<size_t>(tokens) * P;
     for (int slot = 0; slot < slots; ++slot) {
       Slot& of = slot_of[slot];
-      of.start = workspace.floats(0);
+      starts[slot] = workspace.floats(0);
       take_sums(workspace, sums[slot]);
-      of.end = workspace.floats(0);
+      ends[slot] = workspace.floats(0);
       for (float** matrix : {&of.dx1, &of.dmixed, &of.dq, &of.dk, &of.dv}) *matrix = workspace.floats(rows);
       of.k = workspace.floats(Panels<Isa>::size(tokens, d));
       of.v_transposed = workspace.floats(Panels<Isa>::size(d, tokens));
@@ -91,26 +86,23 @@ struct AttentionBlockBackward : AttentionBlockTraining<Isa> {
   void take_sums(Workspace& workspace, AttentionSums& to) const {
     const size_t square = static_cast<size_t>(channels) * P;
     for (float** matrix : {&to.q, &to.k, &to.v, &to.proj}) *matrix = workspace.floats(square);
-    to.fc1 = workspace.floats(static_cast<size_t>(channels) * F);
-    to.fc2 = workspace.floats(static_cast<size_t>(hidden) * P);
-    to.qkv_bias = workspace.floats(3 * P), to.fc1_bias = workspace.floats(F);
-    for (float** row : {&to.proj_bias, &to.fc2_bias}) *row = workspace.floats(P);
-    for (float** pair : {&to.norm1, &to.norm2}) *pair = workspace.floats(2 * P);
+    to.mlp = take_mlp_sums<Isa>(workspace, channels, hidden);
+    to.qkv_bias = workspace.floats(3 * P), to.proj_bias = workspace.floats(P), to.norm1 = workspace.floats(2 * P);
   }
 
   size_t scratch_floats() const {
-    const size_t mlp = static_cast<size_t>(block_tokens) * (3 * P + 2 * kHidden);
-    const size_t attention = 2 * static_cast<size_t>(kRows) * S;
+    const size_t mlp = mlp_backward().scratch_floats(), attention = 2 * static_cast<size_t>(kRows) * S;
     return (mlp > attention ? mlp : attention) + 16 * wide;
   }
 
   void pack_back(const Team& team) const {
-    using Job = Packing<Isa>;
-    const long three = 3 * channels;
-    for (const Job& job : {Job{q_back, op.qkv_weight, three}, Job{k_back, op.qkv_weight + channels, three},
-                           Job{v_back, op.qkv_weight + 2 * channels, three}, Job{proj_back, op.proj_weight, channels},
-                           Job{fc1_back, op.fc1_weight, hidden}, Job{fc2_back, op.fc2_weight, channels}})
-      team.each(job.to.count(), [&](int panel, int) { pack_transposed(job.to, panel, job.from, job.stride); });
+    pack_all_transposed<Isa>({{q_back, op.qkv_weight, 3 * channels},
+                              {k_back, op.qkv_weight + channels, 3 * channels},
+                              {v_back, op.qkv_weight + 2 * channels, 3 * channels},
+                              {proj_back, op.proj_weight, channels},
+                              {fc1_back, op.fc1_weight, hidden},
+                              {fc2_back, op.fc2_weight, channels}},
+                             team);
   }
 
   void image_back(int image, AttentionSums& to, const Slot& of) const {
@@ -127,70 +119,24 @@ struct AttentionBlockBackward : AttentionBlockTraining<Isa> {
     for (int block = 0; block < blocks; ++block) qkv_back(image * blocks + block, to, of);
   }
 
-  static float factor(const float* keep, int image) { return keep ? keep[image] : 1; }
+  MlpBackward<Isa> mlp_backward() const {
+    const float epsilon = op.epsilon2;
+    return {block_tokens, op.norm2_weight, op.norm2_bias, epsilon, this->fc1, fc1_back, fc2_back, op.fc1_bias, nullptr};
+  }
 
   // A block of tokens: the MLP's gradients, and dx1.
   void mlp_back(int item, AttentionSums& to, const Slot& of) const {
     const Block block = this->block_of(item);
-    const int R = block.count;
-    const long size = static_cast<long>(block_tokens) * P;
-    float *normed = of.scratch, *r = normed + size, *dn = r + size;       // each [R, P]
-    float *active = dn + size, *slope = active + block_tokens * kHidden;  // each [R, kHidden]
-    float *x1 = saved.x1 + block.row * P, *dx1 = of.dx1 + static_cast<long>(block.first) * P;
-    const float* dy = out.dy + block.row * channels;
-    const Vector keep = Isa::fill(factor(saved.keep2, block.image));
-    for (long i = 0; i < R; ++i) {
-      layer_norm<Isa>(x1 + i * P, op.norm2_weight, op.norm2_bias, channels, P, normed + i * P, op.epsilon2);
-      for (int c = 0; c < P; c += lanes) {
-        const Vector gradient = Isa::load(dy + i * channels + c, channels - c);
-        Isa::store(dx1 + i * P + c, gradient);
-        Isa::store(r + i * P + c, gradient * keep);
-      }
-    }
-    add_rows<Isa>(R, r, P, P, to.fc2_bias);
-    for (int first = 0; first < hidden; first += kHidden)
-      hidden_back(R, first, hidden - first < kHidden ? hidden - first : kHidden, normed, r, active, slope, dn, to);
-    for (long i = 0; i < R; ++i) {
-      float of_row[2];
-      moments<Isa>(x1 + i * P, channels, of_row, op.epsilon2);
-      norm_back<Isa>(x1 + i * P, of_row[0], of_row[1], dn + i * P, op.norm2_weight, channels, to.norm2, to.norm2 + P,
-                     dx1 + i * P);
-    }
-  }
-
-  // The part of `count` hidden channels in the MLP's gradients and in dn.
-  void hidden_back(int R, int first, int count, const float* normed, const float* r, float* active, float* slope,
-                   float* dn, AttentionSums& to) const {
-    for (int j = 0; j < count; j += wide)
-      multiply_panel<Isa>(R, channels, {normed, P, 1}, this->fc1.panel((first + j) / wide), wide, j, count,
-                          [&](int i, int column, Vector value) {
-                            Vector a, s;
-                            gelu_and_slope<Isa>(value + optional<Isa>(op.fc1_bias, first + column, hidden), a, s);
-                            Isa::store(active + i * kHidden + column, a);
-                            Isa::store(slope + i * kHidden + column, s);
-                          });
-    add_product<Isa>(count, R, active, kHidden, r, P, channels, to.fc2 + static_cast<long>(first) * P, P);
-    for (int j = 0; j < count; j += wide)
-      multiply_panel<Isa>(R, channels, {r, P, 1}, fc2_back.panel((first + j) / wide), wide, j, count,
-                          [&](int i, int column, Vector value) {
-                            float* by_hidden = slope + i * kHidden + column;
-                            Isa::store(by_hidden, value * Isa::load(by_hidden));
-                          });
-    add_product<Isa>(channels, R, normed, P, slope, kHidden, count, to.fc1 + first, F);
-    add_rows<Isa>(R, slope, kHidden, count, to.fc1_bias + first);
-    for (int panel = 0; panel < fc1_back.count(); ++panel)
-      multiply_panel<Isa>(R, count, {slope, kHidden, 1}, fc1_back.panel(panel, first), wide, panel * wide, channels,
-                          [&](int i, int j, Vector value) {
-                            float* sum = dn + static_cast<long>(i) * P + j;
-                            Isa::store(sum, first ? value + Isa::load(sum) : value);
-                          });
+    mlp_backward().rows_back(block.count, saved.x1 + block.row * P, out.dy + block.row * channels,
+                             factor_of<Isa>(saved.keep2, block.image), of.dx1 + static_cast<long>(block.first) * P,
+                             to.mlp, of.scratch);
   }
 
   // A block of tokens: the projection's gradients, and dmixed.
   void project_back(int item, AttentionSums& to, const Slot& of) const {
     const Block block = this->block_of(item);
     const long first = static_cast<long>(block.first) * P;
-    const Vector keep = Isa::fill(factor(saved.keep1, block.image));
+    const Vector keep = factor_of<Isa>(saved.keep1, block.image);
     float* r = of.scratch;  // [R, P]
     for (long at = 0; at < static_cast<long>(block.count) * P; at += lanes)
       Isa::store(r + at, Isa::load(of.dx1 + first + at) * keep);
@@ -244,20 +190,13 @@ struct AttentionBlockBackward : AttentionBlockTraining<Isa> {
 
   void scores_back(int head, long row, const Rows& g, int R, const float* p, float* s, const Slot& of) const {
     float dots[kRows];
-    for (int i = 0; i < R; ++i) dots[i] = dot(g.data + i * P, saved.mixed + (row + i) * P + head * d);
+    for (int i = 0; i < R; ++i) dots[i] = dot<Isa>(g.data + i * P, saved.mixed + (row + i) * P + head * d, d);
     const Panels<Isa> values{of.v_transposed, d, tokens};
     for (int panel = 0; panel < values.count(); ++panel)
       multiply_panel<Isa>(R, d, g, values.panel(panel), wide, panel * wide, tokens, [&](int i, int j, Vector value) {
         const long at = static_cast<long>(i) * S + j;
         Isa::store(s + at, Isa::load(p + at) * (value - Isa::fill(dots[i])));
       });
-  }
-
-  // Of d floats.
-  float dot(const float* a, const float* b) const {
-    Vector sum = Isa::fill(0);
-    for (int c = 0; c < d; c += lanes) sum = Isa::fma(Isa::load(a + c, d - c), Isa::load(b + c, d - c), sum);
-    return Isa::sum(sum);
   }
 
   // The d columns of a head in rows of P += a^T b, for a [R, S] and b [R, d] in rows of P.
@@ -301,30 +240,25 @@ struct AttentionBlockBackward : AttentionBlockTraining<Isa> {
 
   // Adds the slots' sums in their order to those of the first one, and hands these out.
   void finish(int slots, const Team& team) const {
-    const long size = slot_of[0].end - slot_of[0].start, piece = 1 << 14;
-    team.each((size + piece - 1) / piece, [&](int index, int) {
-      const long last = (index + 1) * piece < size ? (index + 1) * piece : size;
-      for (int slot = 1; slot < slots; ++slot)
-        for (long i = index * piece; i < last; ++i) slot_of[0].start[i] += slot_of[slot].start[i];
-    });
+    add_slots<Isa>(starts, slots, ends[0] - starts[0], team);
     const AttentionSums& from = sums[0];
     for (long k = 0; k < channels; ++k) {
       copy<Isa>(from.proj + k * P, channels, out.proj_weight + k * channels);
-      copy<Isa>(from.fc1 + k * F, hidden, out.fc1_weight + k * hidden);
+      copy<Isa>(from.mlp.fc1 + k * F, hidden, out.fc1_weight + k * hidden);
       float* qkv = out.qkv_weight + k * 3 * channels;
       for (const float* part : {from.q, from.k, from.v}) qkv = copy<Isa>(part + k * P, channels, qkv);
     }
-    for (long k = 0; k < hidden; ++k) copy<Isa>(from.fc2 + k * P, channels, out.fc2_weight + k * channels);
+    for (long k = 0; k < hidden; ++k) copy<Isa>(from.mlp.fc2 + k * P, channels, out.fc2_weight + k * channels);
     for (int part = 0; part < 3 && out.qkv_bias; ++part)
       copy<Isa>(from.qkv_bias + part * P, channels, out.qkv_bias + part * channels);
     copy<Isa>(from.proj_bias, channels, out.proj_bias);
-    copy<Isa>(from.fc1_bias, hidden, out.fc1_bias);
-    copy<Isa>(from.fc2_bias, channels, out.fc2_bias);
+    copy<Isa>(from.mlp.fc1_bias, hidden, out.fc1_bias);
+    copy<Isa>(from.mlp.fc2_rows, channels, out.fc2_bias);
     const auto pair = [&](const float* of, float* weight, float* bias) {
       copy<Isa>(of, channels, weight), copy<Isa>(of + P, channels, bias);
     };
     pair(from.norm1, out.norm1_weight, out.norm1_bias);
-    pair(from.norm2, out.norm2_weight, out.norm2_bias);
+    pair(from.mlp.norm, out.norm2_weight, out.norm2_bias);
   }
 };
 

@@ -13,8 +13,6 @@
 
 namespace passl_xcit {
 
-constexpr int kQueries = 96;  // tokens of a block, about
-
 template <class Isa>
 struct AttentionBlockForward {
   using Vector = typename Isa::Vector;
@@ -50,40 +48,27 @@ struct AttentionBlockForward {
         hidden(block.hidden),
         P(padded<Isa>(block.channels)),
         S(padded<Isa>(block.tokens)),
-        block_tokens(even_blocks(block.tokens)),
+        block_tokens(even_blocks<Isa>(block.tokens)),
         blocks((tokens + block_tokens - 1) / block_tokens) {}
 
   size_t run(void* memory, const Team& team) {
     Workspace workspace(memory);
     take_weights(workspace);
-    const int alone = images_alone(team), together = static_cast<int>(op.batch) - alone;
-    const Team one{team.runtime, 1};
+    const int alone = team.alone(op.batch), together = static_cast<int>(op.batch) - alone;
     Images of_thread[kMaxThreads];
     for (int thread = 0; thread < team.threads; ++thread) of_thread[thread] = take_images(workspace, alone ? 1 : 0, 1);
     const Images rest = take_images(workspace, together, team.threads);
     if (!memory) return workspace.bytes();
     pack_weights(team);
-    team.each(alone, [&](int image, int thread) { phases(image, 1, of_thread[thread], one); });
+    team.each(alone, [&](int image, int thread) { phases(image, 1, of_thread[thread], team.one()); });
     if (together) phases(alone, together, rest, team);
     return workspace.bytes();
   }
 
  protected:
-  // Each thread takes whole images as far as they can be dealt out evenly; the rest all threads do together.
-  int images_alone(const Team& team) const { return static_cast<int>(op.batch) / team.threads * team.threads; }
-
-  // Tokens of a block, in whole tiles, for blocks of much the same size.
-  static int even_blocks(int tokens) {
-    const int blocks = tokens < kQueries ? 1 : (tokens + kQueries / 2) / kQueries;
-    return ((tokens + blocks - 1) / blocks + tile_rows - 1) / tile_rows * tile_rows;
-  }
-
   void take_weights(Workspace& workspace) {
-    const auto take = [&](int depth, int columns) {
-      return Panels<Isa>{workspace.floats(Panels<Isa>::size(depth, columns)), depth, columns};
-    };
-    q = take(channels, channels), k = take(channels, channels), proj = take(channels, channels);
-    fc1 = take(channels, hidden), fc2 = take(hidden, channels);
+    for (Panels<Isa>* square : {&q, &k, &proj}) *square = take_panels<Isa>(workspace, channels, channels);
+    fc1 = take_panels<Isa>(workspace, channels, hidden), fc2 = take_panels<Isa>(workspace, hidden, channels);
     v = workspace.floats(heads * Panels<Isa>::size(channels, d));
   }
 
@@ -253,7 +238,7 @@ struct AttentionBlockForward {
   // A block of x1 = x + mixed Wp + b, [block_tokens, P].
   void project_out(const float* x, int item, const float* mixed, float* x1, const float* keep) const {
     const Block block = block_of(item);
-    const Vector factor = Isa::fill(keep ? keep[block.image] : 1);
+    const Vector factor = factor_of<Isa>(keep, block.image);
     multiply<Isa>(block.count, {mixed, P, 1}, proj, [&](int i, int j, Vector value) {
       const Vector before = Isa::load(x + (block.row + i) * channels + j, channels - j);
       const Vector update = value + optional<Isa>(op.proj_bias, j, channels);
@@ -264,7 +249,7 @@ struct AttentionBlockForward {
   // A block of y = x1 + MLP(LN2 x1).
   void mlp(int item, const float* x1, float* y, float* normed, const float* keep) const {
     const Block block = block_of(item);
-    const Vector factor = Isa::fill(keep ? keep[block.image] : 1);
+    const Vector factor = factor_of<Isa>(keep, block.image);
     float* sums = normed + static_cast<long>(block_tokens) * P;
     float* active = sums + static_cast<long>(block_tokens) * P;  // [block_tokens, kHidden]
     float* to = y + block.row * channels;

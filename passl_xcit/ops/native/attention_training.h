@@ -38,10 +38,9 @@ struct AttentionBlockTraining : AttentionBlockForward<Isa> {
     float* scratch = workspace.floats(team.threads * this->scratch_size());
     if (!memory) return workspace.bytes();
     this->pack_weights(team);
-    const int alone = this->images_alone(team);
-    const Team one{team.runtime, 1};
+    const int alone = team.alone(batch);
     team.each(alone, [&](int image, int thread) {
-      this->phases(image, 1, from(image, scratch + thread * this->scratch_size()), one);
+      this->phases(image, 1, from(image, scratch + thread * this->scratch_size()), team.one());
     });
     if (alone < batch) this->phases(alone, batch - alone, from(alone, scratch), team);
     return workspace.bytes();

@@ -54,7 +54,7 @@ struct ClassAttention {
 
  protected:
   void take_attention(Workspace& workspace) {
-    q = take_panels(workspace, channels, channels), proj = take_panels(workspace, channels, channels);
+    for (Panels<Isa>* square : {&q, &proj}) *square = take_panels<Isa>(workspace, channels, channels);
     keys = workspace.floats(heads * Panels<Isa>::size(d, channels));
     values = workspace.floats(heads * Panels<Isa>::size(channels, d));
   }
@@ -65,10 +65,6 @@ struct ClassAttention {
     by_head = workspace.floats(static_cast<size_t>(batch) * channels * H);
     sums = workspace.floats(static_cast<size_t>(batch) * heads * P);
     scores = workspace.floats(static_cast<size_t>(batch) * tokens * H);
-  }
-
-  static Panels<Isa> take_panels(Workspace& workspace, int depth, int columns) {
-    return {workspace.floats(Panels<Isa>::size(depth, columns)), depth, columns};
   }
 
   // All up to `mixed`, the heads' results side by side.
@@ -174,7 +170,7 @@ struct ClassAttention {
                           const Vector update = value + optional<Isa>(of.proj_bias, j, channels);
                           Isa::store(projected + static_cast<long>(image) * P + j, update);
                           Vector factor = gamma ? optional<Isa>(gamma, j, channels) : Isa::fill(1);
-                          if (keep) factor = factor * Isa::fill(keep[image]);
+                          factor = factor * factor_of<Isa>(keep, image);
                           Isa::store(to + image * stride + j, Isa::fma(factor, update, optional<Isa>(x, j, channels)),
                                      channels - j);
                         });

@@ -42,8 +42,7 @@ struct ClassAttentionBackward : Forward {
 
  protected:
   void take_back(Workspace& workspace) {
-    q_back = this->take_panels(workspace, channels, channels);
-    proj_back = this->take_panels(workspace, channels, channels);
+    for (Panels<Isa>* square : {&q_back, &proj_back}) *square = take_panels<Isa>(workspace, channels, channels);
     keys_back = workspace.floats(heads * Panels<Isa>::size(channels, d));
     values_back = workspace.floats(heads * Panels<Isa>::size(d, channels));
     const size_t images = batch;
@@ -53,9 +52,7 @@ struct ClassAttentionBackward : Forward {
   }
 
   void pack_attention_back(const Team& team) const {
-    using Job = Packing<Isa>;
-    for (const Job& job : {Job{q_back, of.q_weight, of.stride}, Job{proj_back, of.proj_weight, channels}})
-      team.each(job.to.count(), [&](int panel, int) { pack_transposed<Isa>(job.to, panel, job.from, job.stride); });
+    pack_all_transposed<Isa>({{q_back, of.q_weight, of.stride}, {proj_back, of.proj_weight, channels}}, team);
     team.each(heads, [&](int head, int) {
       const Panels<Isa> key = keys_back_of(head), value = values_back_of(head);
       for (int panel = 0; panel < key.count(); ++panel) key.pack(panel, of.k_weight + head * d, of.stride);
@@ -159,20 +156,14 @@ struct ClassAttentionBackward : Forward {
     float* to = by_scores + static_cast<long>(image) * tokens * H;
     for (long token = 0; token < tokens; ++token) {
       for (int head = 0; head < H; ++head) to[token * H + head] = 0;
-      for (int head = 0; head < heads; ++head) to[token * H + head] = dot(rows + token * P, by_sums + head * P);
+      for (int head = 0; head < heads; ++head)
+        to[token * H + head] = dot<Isa>(rows + token * P, by_sums + head * P, channels);
     }
     for (int head = 0; head < heads; head += lanes) softmax_back(attention + head, to + head);
     for (int c = 0; c < P; c += wide)
       multiply_panel<Isa>(heads, tokens, {to, 1, H}, rows + c, P, c, P, [&](int head, int j, Vector value) {
         Isa::store(by_keys + (static_cast<long>(image) * heads + head) * P + j, value);
       });
-  }
-
-  float dot(const float* a, const float* b) const {
-    Vector sum = Isa::fill(0);
-    for (int c = 0; c < channels; c += lanes)
-      sum = Isa::fma(Isa::load(a + c, channels - c), Isa::load(b + c, channels - c), sum);
-    return Isa::sum(sum);
   }
 
   // Of the softmax over the tokens, for some heads side by side.

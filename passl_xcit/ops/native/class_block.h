@@ -55,7 +55,7 @@ struct ClassBlockForward : ClassAttention<Isa> {
 
   void take_weights(Workspace& workspace) {
     this->take_attention(workspace);
-    fc1 = this->take_panels(workspace, channels, hidden), fc2 = this->take_panels(workspace, hidden, channels);
+    fc1 = take_panels<Isa>(workspace, channels, hidden), fc2 = take_panels<Isa>(workspace, hidden, channels);
   }
 
   void take_values(Workspace& workspace) {

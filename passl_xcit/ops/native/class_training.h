@@ -71,9 +71,8 @@ struct ClassTrainingBackward : ClassAttentionBackward<Isa, ClassTrainingForward<
  private:
   void take(Workspace& workspace, int threads) {
     this->take_back(workspace);
-    this->fc1 = this->take_panels(workspace, channels, hidden);
-    fc1_back = this->take_panels(workspace, hidden, channels);
-    fc2_back = this->take_panels(workspace, channels, hidden);
+    for (Panels<Isa>* wider : {&this->fc1, &fc2_back}) *wider = take_panels<Isa>(workspace, channels, hidden);
+    fc1_back = take_panels<Isa>(workspace, hidden, channels);
     const size_t images = batch;
     for (float** row : {&dy, &scaled, &by_cls, &by_attended}) *row = workspace.floats(images * P);
     by_hidden = workspace.floats(images * F);
@@ -92,8 +91,7 @@ struct ClassTrainingBackward : ClassAttentionBackward<Isa, ClassTrainingForward<
   void pack_back(const Team& team) const {
     pack_all<Isa>({{this->fc1, op.fc1_weight, hidden}}, team);
     this->pack_attention_back(team);
-    for (const Packing<Isa>& job : {Packing<Isa>{fc1_back, op.fc1_weight, hidden}, {fc2_back, op.fc2_weight, channels}})
-      team.each(job.to.count(), [&](int panel, int) { pack_transposed<Isa>(job.to, panel, job.from, job.stride); });
+    pack_all_transposed<Isa>({{fc1_back, op.fc1_weight, hidden}, {fc2_back, op.fc2_weight, channels}}, team);
   }
 
   // Of the class token of an image.

@@ -66,7 +66,7 @@ struct CrossTrainingBackward : ClassAttentionBackward<Isa, CrossTrainingForward<
   size_t scratch_size() const { return static_cast<size_t>(kBlockRows) * (2 * heads + P) + this->wide; }
 
   void read_gradient(int image) const {
-    const Vector factor = Isa::fill(keep ? keep[image] : 1);
+    const Vector factor = factor_of<Isa>(keep, image);
     for (int c = 0; c < P; c += lanes)
       Isa::store(by_projected + static_cast<long>(image) * P + c,
                  factor * optional<Isa>(out.dy + static_cast<long>(image) * channels, c, channels));

@@ -113,6 +113,12 @@ typename Isa::Vector optional(const float* row, int c, int channels) {
   return row ? Isa::load(row + c, channels - c) : Isa::fill(0);
 }
 
+// What drop path multiplies an image's update by.
+template <class Isa>
+typename Isa::Vector factor_of(const float* keep, long image) {
+  return Isa::fill(keep ? keep[image] : 1);
+}
+
 template <class Isa>
 void softmax(float* row, int length) {
   using Vector = typename Isa::Vector;

@@ -59,6 +59,32 @@ void norm_back(const float* x, float mean, float scale, const float* dy, const f
   }
 }
 
+template <class Isa>
+float dot(const float* a, const float* b, int count) {
+  typename Isa::Vector sum = Isa::fill(0);
+  for (int c = 0; c < count; c += Isa::lanes)
+    sum = Isa::fma(Isa::load(a + c, count - c), Isa::load(b + c, count - c), sum);
+  return Isa::sum(sum);
+}
+
+// Slots, of which there are as many as threads, take their share of the images each and add up gradients of their own.
+template <class Isa, class Task>
+void each_image_of(int slot, int slots, int batch, const Task& task) {
+  const int last = static_cast<long>(slot + 1) * batch / slots;
+  for (int image = static_cast<long>(slot) * batch / slots; image < last; ++image) task(image);
+}
+
+// Adds the slots' floats, in the order of the slots, to those of the first one.
+template <class Isa>
+void add_slots(float* const* of_slot, int slots, long count, const Team& team) {
+  constexpr long piece = 1 << 14;
+  team.each((count + piece - 1) / piece, [&](int index, int) {
+    const long last = (index + 1) * piece < count ? (index + 1) * piece : count;
+    for (int slot = 1; slot < slots; ++slot)
+      for (long i = index * piece; i < last; ++i) of_slot[0][i] += of_slot[slot][i];
+  });
+}
+
 // Copies `count` floats; the address behind the last one written.
 template <class Isa>
 float* copy(const float* from, int count, float* to) {

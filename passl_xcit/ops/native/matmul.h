@@ -106,6 +106,11 @@ struct Panels {
   }
 };
 
+template <class Isa>
+Panels<Isa> take_panels(Workspace& workspace, int depth, int columns) {
+  return {workspace.floats(Panels<Isa>::size(depth, columns)), depth, columns};
+}
+
 // A matrix to be packed: row-major, with rows of `stride` floats.
 template <class Isa>
 struct Packing {
@@ -114,16 +119,21 @@ struct Packing {
   long stride;
 };
 
-// All panels of some matrices, dealt out to the threads together.
-template <class Isa>
-void pack_all(std::initializer_list<Packing<Isa>> matrices, const Team& team) {
+// task(matrix, panel) for all panels of some matrices, dealt out to the threads together.
+template <class Isa, class Task>
+void each_panel(std::initializer_list<Packing<Isa>> matrices, const Team& team, const Task& task) {
   int panels = 0;
   for (const Packing<Isa>& matrix : matrices) panels += matrix.to.count();
   team.each(panels, [&](int panel, int) {
     const Packing<Isa>* matrix = matrices.begin();
     for (; panel >= matrix->to.count(); ++matrix) panel -= matrix->to.count();
-    matrix->to.pack(panel, matrix->from, matrix->stride);
+    task(*matrix, panel);
   });
+}
+
+template <class Isa>
+void pack_all(std::initializer_list<Packing<Isa>> matrices, const Team& team) {
+  each_panel<Isa>(matrices, team, [](const auto& of, int panel) { of.to.pack(panel, of.from, of.stride); });
 }
 
 // Packs panel `index` of the transpose of `from` [columns, depth] with rows of `stride` floats.
@@ -136,6 +146,21 @@ void pack_transposed(const Panels<Isa>& to, int index, const float* from, long s
     for (int j = 0; j < count; ++j) row[j] = from[(first + j) * stride + k];
     for (int j = 0; j < wide; j += Isa::lanes) to.put(index, k, j, Isa::load(row + j));
   }
+}
+
+template <class Isa>
+void pack_all_transposed(std::initializer_list<Packing<Isa>> matrices, const Team& team) {
+  each_panel<Isa>(matrices, team,
+                  [](const auto& of, int panel) { pack_transposed<Isa>(of.to, panel, of.from, of.stride); });
+}
+
+constexpr int kBlockTokens = 96;  // tokens that pass through a transformer block at a time, about
+
+// The same in whole tiles, so that blocks are of much the same size.
+template <class Isa>
+int even_blocks(int tokens) {
+  const int blocks = tokens < kBlockTokens ? 1 : (tokens + kBlockTokens / 2) / kBlockTokens;
+  return ((tokens + blocks - 1) / blocks + Isa::tile_rows - 1) / Isa::tile_rows * Isa::tile_rows;
 }
 
 template <class Isa>

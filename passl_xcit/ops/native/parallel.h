@@ -41,6 +41,11 @@ struct Team {
     };
     runtime->parallel(work, &shared, threads < items ? threads : items, 0);
   }
+
+  // How many of some items threads take one each of, as far as they can be dealt out evenly; the rest all do together.
+  int alone(int64_t items) const { return items / threads * threads; }
+
+  Team one() const { return {runtime, 1}; }
 };
 
 // Hands out pieces of one piece of memory. Without memory it only counts: the same code that lays a workspace out

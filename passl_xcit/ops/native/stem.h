@@ -82,8 +82,7 @@ struct StemForward {
 
   void take_weights(Workspace& workspace) {
     for (int stage = 0; stage < stages; ++stage) {
-      const int depth = 9 * op.widths[stage], out = op.widths[stage + 1];
-      weights[stage] = {workspace.floats(Panels<Isa>::size(depth, out)), depth, out};
+      weights[stage] = take_panels<Isa>(workspace, 9 * op.widths[stage], op.widths[stage + 1]);
     }
   }
 

@@ -1,8 +1,8 @@
 // The backward pass of the convolutional stem in training.
 //
 // Letters as in stem.h and stem_training.h. Stages are taken from the last to the first, since BatchNorm's gradient
-// needs sums over the batch. Each slot, of which there are as many as threads, takes its share of the images and adds
-// up gradients of its own, which are summed in the order of the slots. With patches P, weight W and the gradient dz of
+// needs sums over the batch. Slots add up gradients of their share of the images, which are summed in the order of the
+// slots. With patches P, weight W and the gradient dz of
 // a convolution's output, dW = P^T dz, and each row of dz W^T is added to the nine pixels that its patch came from.
 #pragma once
 
@@ -38,24 +38,21 @@ struct StemTrainingBackward : StemTrainingForward<Isa> {
     if (!memory) return workspace.bytes();
     for (int stage = first_stage(); stage < stages; ++stage)
       team.each(back[stage].count(), [&](int panel, int) { pack_back(stage, panel); });
-    const auto images_of = [&](int slot, const auto& task) {
-      const int last = static_cast<long>(slot + 1) * batch / slots;
-      for (int image = static_cast<long>(slot) * batch / slots; image < last; ++image) task(image);
-    };
     team.each(slots, [&](int slot, int) {
       clear(slot_of[slot].norms[stages - 1], 2 * L(stages - 1));
-      images_of(slot,
-                [&](int image) { add_norms(stages - 1, image, 0, this->rows_of_stage(stages - 1), slot_of[slot]); });
+      each_image_of<Isa>(slot, slots, batch, [&](int image) {
+        add_norms(stages - 1, image, 0, this->rows_of_stage(stages - 1), slot_of[slot]);
+      });
     });
     for (int stage = stages - 1; stage >= 0; --stage) {
-      finish_norm(stage, slots);
+      finish_norm(stage, slots, team);
       team.each(slots, [&](int slot, int) {
         Slot& to = slot_of[slot];
         clear(to.weight, 9 * op.widths[stage] * L(stage));
         if (stage) clear(to.norms[stage - 1], 2 * L(stage - 1));
-        images_of(slot, [&](int image) { image_back(stage, image, to); });
+        each_image_of<Isa>(slot, slots, batch, [&](int image) { image_back(stage, image, to); });
       });
-      finish_weight(stage, slots);
+      finish_weight(stage, slots, team);
     }
     if (out.positions) team.each(this->rows_of_stage(stages - 1), [&](int row, int) { add_positions(row); });
     return workspace.bytes();
@@ -71,8 +68,8 @@ struct StemTrainingBackward : StemTrainingForward<Isa> {
     size_t weight = 0;
     long most = 0;
     for (int stage = 0; stage < stages; ++stage) {
-      const int depth = op.widths[stage + 1], columns = 9 * op.widths[stage];
-      back[stage] = {workspace.floats(Panels<Isa>::size(depth, columns)), depth, columns};
+      const int columns = 9 * op.widths[stage];
+      back[stage] = take_panels<Isa>(workspace, op.widths[stage + 1], columns);
       by_normed[stage] = stage < stages - 1 ? workspace.floats(this->map_size(stage)) : nullptr;
       weight = static_cast<size_t>(columns) * L(stage) > weight ? columns * L(stage) : weight;
       most = L(stage) > most ? L(stage) : most;
@@ -230,25 +227,19 @@ struct StemTrainingBackward : StemTrainingForward<Isa> {
       }
   }
 
-  // Adds what the slots have to what the first one has.
-  static void add_slots(float* const* from, size_t count, int slots) {
-    for (int slot = 1; slot < slots; ++slot)
-      for (size_t i = 0; i < count; ++i) from[0][i] += from[slot][i];
-  }
-
-  void finish_norm(int stage, int slots) const {
+  void finish_norm(int stage, int slots, const Team& team) const {
     float* norms[kMaxThreads];
     for (int slot = 0; slot < slots; ++slot) norms[slot] = slot_of[slot].norms[stage];
-    add_slots(norms, 2 * L(stage), slots);
+    add_slots<Isa>(norms, slots, 2 * L(stage), team);
     copy<Isa>(norms[0], op.widths[stage + 1], out.bn_weight[stage]);
     copy<Isa>(norms[0] + L(stage), op.widths[stage + 1], out.bn_bias[stage]);
   }
 
-  void finish_weight(int stage, int slots) const {
+  void finish_weight(int stage, int slots, const Team& team) const {
     const long in = op.widths[stage];
     float* weights[kMaxThreads];
     for (int slot = 0; slot < slots; ++slot) weights[slot] = slot_of[slot].weight;
-    add_slots(weights, 9 * in * L(stage), slots);
+    add_slots<Isa>(weights, slots, 9 * in * L(stage), team);
     for (long o = 0; o < op.widths[stage + 1]; ++o)
       for (long i = 0; i < in; ++i)
         for (long tap = 0; tap < 9; ++tap)

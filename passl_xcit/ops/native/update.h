@@ -29,6 +29,13 @@ void each_piece(int64_t tensors, const Tensor* list, const Team& team, const Tas
   });
 }
 
+// task(i, left) for all vectors from element `first` on; the last one may have fewer elements, `left`.
+template <class Isa, class Task>
+void each_vector(int64_t first, int64_t count, const Task& task) {
+  const int64_t end = first + count;
+  for (int64_t i = first; i < end; i += Isa::lanes) task(i, end - i < Isa::lanes ? end - i : Isa::lanes);
+}
+
 template <class Isa>
 struct AdamWUpdate {
   using Vector = typename Isa::Vector;
@@ -55,8 +62,7 @@ struct AdamWUpdate {
     const Vector epsilon = Isa::fill(op.epsilon * root), keep = Isa::fill(to.decays ? 1 - op.rate * op.decay : 1);
     const Vector beta1 = Isa::fill(op.beta1), rest1 = Isa::fill(1 - op.beta1);
     const Vector beta2 = Isa::fill(op.beta2), rest2 = Isa::fill(1 - op.beta2);
-    for (int64_t i = first; i < first + count; i += Isa::lanes) {
-      const int left = first + count - i < Isa::lanes ? first + count - i : Isa::lanes;
+    each_vector<Isa>(first, count, [&](int64_t i, int left) {
       const Vector gradient = Isa::load(to.gradient + i, left);
       const Vector mean = Isa::fma(beta1, Isa::load(to.moment1 + i, left), rest1 * gradient);
       const Vector square = Isa::fma(beta2, Isa::load(to.moment2 + i, left), rest2 * gradient * gradient);
@@ -64,7 +70,7 @@ struct AdamWUpdate {
       Isa::store(to.moment2 + i, square, left);
       const Vector update = step * mean / (Isa::sqrt(square) + epsilon);
       Isa::store(to.weight + i, Isa::load(to.weight + i, left) * keep - update, left);
-    }
+    });
   }
 };
 
@@ -79,11 +85,10 @@ struct MovingAverage {
     if (!memory) return 1;
     const Vector decay = Isa::fill(op.decay), rest = Isa::fill(1 - op.decay);
     each_piece<Isa>(op.count, op.tensors, team, [&](const AveragedTensor& to, int64_t first, int64_t count, int64_t) {
-      for (int64_t i = first; i < first + count; i += Isa::lanes) {
-        const int left = first + count - i < Isa::lanes ? first + count - i : Isa::lanes;
+      each_vector<Isa>(first, count, [&](int64_t i, int left) {
         const Vector moved = Isa::fma(decay, Isa::load(to.average + i, left), rest * Isa::load(to.value + i, left));
         Isa::store(to.average + i, moved, left);
-      }
+      });
     });
     return 1;
   }
@@ -116,11 +121,10 @@ struct SumOfSquares {
     double total = 0;
     for (int64_t block = 0; block < count; block += 1024) {  // few enough for float32 not to lose what is added
       Vector sum = Isa::fill(0);
-      const int64_t end = count - block < 1024 ? count : block + 1024;
-      for (int64_t i = block; i < end; i += Isa::lanes) {
-        const Vector value = Isa::load(from + i, end - i < Isa::lanes ? end - i : Isa::lanes);
+      each_vector<Isa>(block, count - block < 1024 ? count - block : 1024, [&](int64_t i, int left) {
+        const Vector value = Isa::load(from + i, left);
         sum = Isa::fma(value, value, sum);
-      }
+      });
       total += Isa::sum(sum);
     }
     return total;

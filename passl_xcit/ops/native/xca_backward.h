@@ -1,30 +1,25 @@
 // The backward pass of the XCA block in training.
 //
-// Letters as in operators.h and xca_block.h; R tokens of a block. Each slot, of which there are as many as threads,
-// takes its share of the images and adds up gradients of its own, which are summed in the order of the slots: results
-// do not depend on which thread came first.
+// Letters as in operators.h and xca_block.h; R tokens of a block. Slots add up gradients of their share of the images,
+// which are summed in the order of the slots: results do not depend on which thread came first.
 //
 // The gradients of a scaled update x + g (z W + b) come from D = z^T r and s = sum of r, with r the gradient of the
 // update's sum (times drop path's factor): dW = D g, db = s g, dg = sum_k W_k D_k + b s. Nothing is divided by g.
 #pragma once
 
-#include "gradients.h"
+#include "mlp_backward.h"
 #include "xca_training.h"
 
 namespace passl_xcit {
 
-constexpr int kPart = 256;            // hidden channels of the MLP whose gradients are computed at a time
-constexpr int kPartRow = kPart + 16;  // no power of two: rows would share a part of the cache
-
 // Gradients as one slot adds them up. Matrices have rows of whole panels.
 struct XcaSums {
   float *q, *k, *v, *proj;         // [C, P]; of proj D, see above
-  float *fc1, *fc2;                // [C, padded F], D of fc2 [F, P]
-  float* fc1_bias;                 // [padded F]
+  MlpSums mlp;                     // and LayerNorm 2
   float* qkv_bias;                 // [3, P]
   float* temperature;              // [h]
-  float *norm1, *norm2, *norm3;    // [2, P], weight and bias
-  float *proj_rows, *fc2_rows;     // [P], sums of r
+  float *norm1, *norm3;            // [2, P], weight and bias
+  float* proj_rows;                // [P], sums of r
   float *conv1, *conv2;            // [9, P]; of conv2 D
   float *conv1_bias, *conv2_rows;  // [P]
   float* bn;                       // [2, P], weight and bias
@@ -59,20 +54,17 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
     if (!memory) return workspace.bytes();
     this->pack_weights(team);
     pack_back(team);
-    const auto images_of = [&](int slot, const auto& task) {
-      const int last = static_cast<long>(slot + 1) * batch / slots;
-      for (int image = static_cast<long>(slot) * batch / slots; image < last; ++image) task(image);
-    };
     team.each(slots, [&](int slot, int) {
       __builtin_memset(starts[slot], 0, (ends[slot] - starts[slot]) * sizeof(float));
-      images_of(slot, [&](int image) {
+      __builtin_memset(sums[slot].bn, 0, 2 * P * sizeof(float));
+      each_image_of<Isa>(slot, slots, batch, [&](int image) {
         for (int block = 0; block < blocks; ++block) mlp_back(image * blocks + block, sums[slot], scratch[slot]);
         for (int first = 0; first < P; first += wide) second_back(image, first, sums[slot], scratch[slot]);
       });
     });
-    add_slots(&XcaSums::bn, 2 * P, slots);
+    add_batch_norm(slots, team);
     team.each(slots, [&](int slot, int) {
-      images_of(slot, [&](int image) {
+      each_image_of<Isa>(slot, slots, batch, [&](int image) {
         for (int first = 0; first < P; first += wide) first_back(image, first, sums[slot], scratch[slot]);
         norm3_back(image, sums[slot]);
         attention_back(image, sums[slot], scratch[slot]);
@@ -85,17 +77,16 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
  private:
   void take(Workspace& workspace, int slots) {
     this->take_weights(workspace);
-    const auto panels = [&](int depth, int columns) {
-      return Panels<Isa>{workspace.floats(Panels<Isa>::size(depth, columns)), depth, columns};
-    };
-    q_back = panels(channels, channels), k_back = panels(channels, channels), v_back = panels(channels, channels);
-    fc1_back = panels(hidden, channels), fc2_back = panels(channels, hidden);
+    for (Panels<Isa>* square : {&q_back, &k_back, &v_back})
+      *square = take_panels<Isa>(workspace, channels, channels);
+    fc1_back = take_panels<Isa>(workspace, hidden, channels), fc2_back = take_panels<Isa>(workspace, channels, hidden);
     dx2 = workspace.floats(static_cast<size_t>(batch) * tokens * P);
     dz = workspace.floats(static_cast<size_t>(batch) * tokens * P);
     for (int slot = 0; slot < slots; ++slot) {
       starts[slot] = workspace.floats(0);
       take_sums(workspace, sums[slot]);
       ends[slot] = workspace.floats(0);
+      sums[slot].bn = workspace.floats(2 * P);
       scratch[slot] = workspace.floats(scratch_floats());
     }
   }
@@ -103,18 +94,17 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
   void take_sums(Workspace& workspace, XcaSums& to) const {
     const size_t square = static_cast<size_t>(channels) * P;
     for (float** matrix : {&to.q, &to.k, &to.v, &to.proj}) *matrix = workspace.floats(square);
-    to.fc1 = workspace.floats(static_cast<size_t>(channels) * F);
-    to.fc2 = workspace.floats(static_cast<size_t>(hidden) * P);
-    to.fc1_bias = workspace.floats(F), to.qkv_bias = workspace.floats(3 * P), to.temperature = workspace.floats(heads);
-    for (float** pair : {&to.norm1, &to.norm2, &to.norm3, &to.bn}) *pair = workspace.floats(2 * P);
-    for (float** row : {&to.proj_rows, &to.fc2_rows, &to.conv1_bias, &to.conv2_rows}) *row = workspace.floats(P);
+    to.mlp = take_mlp_sums<Isa>(workspace, channels, hidden);
+    to.qkv_bias = workspace.floats(3 * P), to.temperature = workspace.floats(heads);
+    for (float** pair : {&to.norm1, &to.norm3}) *pair = workspace.floats(2 * P);
+    for (float** row : {&to.proj_rows, &to.conv1_bias, &to.conv2_rows}) *row = workspace.floats(P);
     to.conv1 = workspace.floats(9 * P), to.conv2 = workspace.floats(9 * P);
   }
 
   size_t scratch_floats() const {
     const size_t rows = static_cast<size_t>(block_tokens), square = static_cast<size_t>(d) * d;
-    const size_t pairs = 2 * pairs_size<Isa>(block_tokens, P) + pairs_size<Isa>(block_tokens, kPart);
-    const size_t mlp = rows * (4 * P + 2 * kPartRow) + pairs, grids = 2 * this->grid_size();
+    const size_t pairs = 3 * pairs_size<Isa>(block_tokens, P);
+    const size_t mlp = mlp_backward().scratch_floats(), grids = 2 * this->grid_size();
     const size_t attention = (3 * static_cast<size_t>(channels) + 6 * rows + 4) * P + 5 * square + pairs +
                              pairs_size<Isa>(channels, channels) + pairs_size<Isa>(d, d);
     size_t most = mlp > grids ? mlp : grids;
@@ -123,78 +113,25 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
   }
 
   void pack_back(const Team& team) const {
-    using Job = Packing<Isa>;
-    const long three = 3 * channels;
-    for (const Job& job : {Job{q_back, op.qkv_weight, three}, Job{k_back, op.qkv_weight + channels, three},
-                           Job{v_back, op.qkv_weight + 2 * channels, three}, Job{fc1_back, op.fc1_weight, hidden},
-                           Job{fc2_back, op.fc2_weight, channels}})
-      team.each(job.to.count(), [&](int panel, int) { pack_transposed<Isa>(job.to, panel, job.from, job.stride); });
+    pack_all_transposed<Isa>({{q_back, op.qkv_weight, 3 * channels},
+                              {k_back, op.qkv_weight + channels, 3 * channels},
+                              {v_back, op.qkv_weight + 2 * channels, 3 * channels},
+                              {fc1_back, op.fc1_weight, hidden},
+                              {fc2_back, op.fc2_weight, channels}},
+                             team);
   }
 
   static Element* elements(float* memory) { return reinterpret_cast<Element*>(memory); }
 
+  MlpBackward<Isa> mlp_backward() const {
+    return {block_tokens, op.norm2_weight, op.norm2_bias, 1e-6f, this->fc1, fc1_back, fc2_back, op.fc1_bias, op.gamma2};
+  }
+
   // A block of tokens: the MLP's gradients, and dx2.
   void mlp_back(int item, XcaSums& to, float* memory) const {
     const Block block = this->block_of(item);
-    const int R = block.count;
-    const long size = static_cast<long>(block_tokens) * P;
-    const long part_size = static_cast<long>(block_tokens) * kPartRow;
-    float* dn = memory;                                                             // [R, P]
-    Element *normed = elements(dn + size), *r = normed + size, *scaled = r + size;  // each [R, P]
-    Element *active = scaled + size, *slope = active + part_size;                   // each [R, kPartRow]
-    float* pairs = reinterpret_cast<float*>(slope + part_size);
-    float *rows = dx2 + block.row * P, *x2 = saved.x2 + block.row * P;
-    const float* dy = out.dy + block.row * channels;
-    const Vector keep = Isa::fill(Base::factor(training.keep2, block.image));
-    for (long i = 0; i < R; ++i) {
-      layer_norm<Isa>(x2 + i * P, op.norm2_weight, op.norm2_bias, channels, P, normed + i * P);
-      for (int c = 0; c < P; c += lanes) {
-        const Vector gradient = Isa::load(dy + i * channels + c, channels - c);
-        Isa::store(rows + i * P + c, gradient);
-        Isa::store(r + i * P + c, gradient * keep);
-        Isa::store(scaled + i * P + c, gradient * keep * optional<Isa>(op.gamma2, c, channels));
-      }
-    }
-    add_rows<Isa>(R, r, P, P, to.fc2_rows);
-    const RowUnits r_units = pair_rows<Isa>(R, r, P, channels, pairs);
-    const RowUnits normed_units = pair_rows<Isa>(R, normed, P, channels, pairs += pairs_size<Isa>(block_tokens, P));
-    pairs += pairs_size<Isa>(block_tokens, P);
-    for (int first = 0; first < hidden; first += kPart) {
-      const int count = hidden - first < kPart ? hidden - first : kPart;
-      for (int j = 0; j < count; j += wide) {
-        multiply_panel<Isa>(R, units<Isa>(channels), rows_of<Isa>(normed, P), this->fc1.panel((first + j) / wide), wide,
-                            j, count,
-                            [&](int i, int column, Vector value) {
-                              Vector a, s;
-                              gelu_and_slope<Isa>(value + optional<Isa>(op.fc1_bias, first + column, hidden), a, s);
-                              Isa::store(active + i * kPartRow + column, a);
-                              Isa::store(slope + i * kPartRow + column, s);
-                            });
-      }
-      add_product<Isa>(count, R, pair_rows<Isa>(R, active, kPartRow, count, pairs), r_units, channels,
-                       to.fc2 + static_cast<long>(first) * P, P);
-      for (int j = 0; j < count; j += wide)
-        multiply_panel<Isa>(R, units<Isa>(channels), rows_of<Isa>(scaled, P), fc2_back.panel((first + j) / wide), wide,
-                            j, count, [&](int i, int column, Vector value) {
-                              Element* to = slope + i * kPartRow + column;
-                              Isa::store(to, value * Isa::load(to));
-                            });
-      const RowUnits slope_units = pair_rows<Isa>(R, slope, kPartRow, count, pairs);
-      add_product<Isa>(channels, R, normed_units, slope_units, count, to.fc1 + first, F);
-      add_rows<Isa>(R, slope, kPartRow, count, to.fc1_bias + first);
-      for (int panel = 0; panel < fc1_back.count(); ++panel)
-        multiply_panel<Isa>(R, units<Isa>(count), rows_of<Isa>(slope, kPartRow), fc1_back.panel(panel, first), wide,
-                            panel * wide, channels, [&](int i, int j, Vector value) {
-                              float* to = dn + static_cast<long>(i) * P + j;
-                              Isa::store(to, first ? value + Isa::load(to) : value);
-                            });
-    }
-    for (long i = 0; i < R; ++i) {
-      float of_row[2];
-      moments<Isa>(x2 + i * P, channels, of_row);
-      norm_back<Isa>(x2 + i * P, of_row[0], of_row[1], dn + i * P, op.norm2_weight, channels, to.norm2, to.norm2 + P,
-                     rows + i * P);
-    }
+    mlp_backward().rows_back(block.count, saved.x2 + block.row * P, out.dy + block.row * channels,
+                             factor_of<Isa>(training.keep2, block.image), dx2 + block.row * P, to.mlp, memory);
   }
 
   // Puts rows of P floats into a grid with edges, times `factor`.
@@ -225,7 +162,7 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
     float *input = memory, *grid = memory + this->grid_size();
     this->normalised_activation(image, first, input);
     this->clear_edges(grid);
-    const Vector keep = Isa::fill(Base::factor(training.keep3, image));
+    const Vector keep = factor_of<Isa>(training.keep3, image);
     for (int c = first; c < first + wide; c += lanes) {
       const long start = this->start_of(image) + c;
       add_taps(input + (c - first), dx2 + start, keep, to.conv2 + c);
@@ -304,7 +241,7 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
     float* back_pairs = own + 2 * P;
     float* rest = back_pairs + pairs_size<Isa>(channels, channels);
     const long start = this->start_of(image);
-    const Vector keep = Isa::fill(Base::factor(training.keep1, image));
+    const Vector keep = factor_of<Isa>(training.keep1, image);
     Element* r = elements(dz + start);  // [N, P]: dz is not needed any more
     for (long i = 0; i < tokens; ++i)
       for (int c = 0; c < P; c += lanes)
@@ -471,48 +408,26 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
     into(q, G, k, own + P + head * d, dk + head * d);
   }
 
-  // Adds what the slots have to what the first one has.
-  void add_slots(float* XcaSums::* member, size_t count, int slots) const {
-    for (int slot = 1; slot < slots; ++slot)
-      for (size_t i = 0; i < count; ++i) (sums[0].*member)[i] += (sums[slot].*member)[i];
+  // BatchNorm's sums over the batch, which all slots need before they go on.
+  void add_batch_norm(int slots, const Team& team) const {
+    float* bn[kMaxThreads];
+    for (int slot = 0; slot < slots; ++slot) bn[slot] = sums[slot].bn;
+    add_slots<Isa>(bn, slots, 2 * P, team);
   }
 
   void finish(int slots, const Team& team) const {
-    const size_t square = static_cast<size_t>(channels) * P;
-    struct Job {
-      float* XcaSums::* member;
-      size_t count;
-    };
-    const Job jobs[] = {{&XcaSums::q, square},
-                        {&XcaSums::k, square},
-                        {&XcaSums::v, square},
-                        {&XcaSums::proj, square},
-                        {&XcaSums::fc1, static_cast<size_t>(channels) * F},
-                        {&XcaSums::fc2, static_cast<size_t>(hidden) * P},
-                        {&XcaSums::fc1_bias, static_cast<size_t>(F)},
-                        {&XcaSums::qkv_bias, 3 * static_cast<size_t>(P)},
-                        {&XcaSums::temperature, static_cast<size_t>(heads)},
-                        {&XcaSums::norm1, 2 * static_cast<size_t>(P)},
-                        {&XcaSums::norm2, 2 * static_cast<size_t>(P)},
-                        {&XcaSums::norm3, 2 * static_cast<size_t>(P)},
-                        {&XcaSums::proj_rows, static_cast<size_t>(P)},
-                        {&XcaSums::fc2_rows, static_cast<size_t>(P)},
-                        {&XcaSums::conv1, 9 * static_cast<size_t>(P)},
-                        {&XcaSums::conv2, 9 * static_cast<size_t>(P)},
-                        {&XcaSums::conv1_bias, static_cast<size_t>(P)},
-                        {&XcaSums::conv2_rows, static_cast<size_t>(P)}};
-    team.each(sizeof jobs / sizeof *jobs, [&](int job, int) { add_slots(jobs[job].member, jobs[job].count, slots); });
+    add_slots<Isa>(starts, slots, ends[0] - starts[0], team);
     const XcaSums& from = sums[0];
-    scaled_update(hidden, from.fc2, op.fc2_weight, op.fc2_bias, op.gamma2, from.fc2_rows, out.fc2_weight, out.fc2_bias,
-                  out.gamma2);
+    scaled_update(hidden, from.mlp.fc2, op.fc2_weight, op.fc2_bias, op.gamma2, from.mlp.fc2_rows, out.fc2_weight,
+                  out.fc2_bias, out.gamma2);
     scaled_update(channels, from.proj, op.proj_weight, op.proj_bias, op.gamma1, from.proj_rows, out.proj_weight,
                   out.proj_bias, out.gamma1);
     for (int k = 0; k < channels; ++k) {
-      copy<Isa>(from.fc1 + static_cast<long>(k) * F, hidden, out.fc1_weight + static_cast<long>(k) * hidden);
+      copy<Isa>(from.mlp.fc1 + static_cast<long>(k) * F, hidden, out.fc1_weight + static_cast<long>(k) * hidden);
       float* to = out.qkv_weight + static_cast<long>(k) * 3 * channels;
       for (const float* part : {from.q, from.k, from.v}) to = copy<Isa>(part + static_cast<long>(k) * P, channels, to);
     }
-    copy<Isa>(from.fc1_bias, hidden, out.fc1_bias);
+    copy<Isa>(from.mlp.fc1_bias, hidden, out.fc1_bias);
     copy<Isa>(from.temperature, heads, out.temperature);
     if (out.qkv_bias)
       for (int part = 0; part < 3; ++part)
@@ -521,7 +436,7 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
       copy<Isa>(of, channels, weight), copy<Isa>(of + P, channels, bias);
     };
     pair(from.norm1, out.norm1_weight, out.norm1_bias);
-    pair(from.norm2, out.norm2_weight, out.norm2_bias);
+    pair(from.mlp.norm, out.norm2_weight, out.norm2_bias);
     pair(from.norm3, out.norm3_weight, out.norm3_bias);
     pair(from.bn, out.bn_weight, out.bn_bias);
     copy<Isa>(from.conv1_bias, channels, out.conv1_bias);

@@ -14,7 +14,6 @@
 
 namespace passl_xcit {
 
-constexpr int kTokens = 96;           // tokens of a block, about
 constexpr float kNormFloor = 1e-24f;  // the reference divides by max(norm, 1e-12)
 
 template <class Isa>
@@ -54,39 +53,27 @@ struct XcaBlockForward {
         hidden(block.hidden),
         P(padded<Isa>(block.channels)),
         Q(2 * P + wide),
-        block_tokens(even_blocks(tokens)),
+        block_tokens(even_blocks<Isa>(tokens)),
         blocks((tokens + block_tokens - 1) / block_tokens) {}
 
   size_t run(void* memory, const Team& team) {
     Workspace workspace(memory);
     take_weights(workspace);
-    // Each thread takes whole images as far as they can be dealt out evenly; the rest all threads do together.
-    const int alone = static_cast<int>(op.batch) / team.threads * team.threads;
-    const int together = static_cast<int>(op.batch) - alone;
-    const Team one{team.runtime, 1};
+    const int alone = team.alone(op.batch), together = static_cast<int>(op.batch) - alone;
     Images of_thread[kMaxThreads];
     for (int thread = 0; thread < team.threads; ++thread) of_thread[thread] = take_images(workspace, alone ? 1 : 0, 1);
     Images rest = take_images(workspace, together, team.threads);
     if (!memory) return workspace.bytes();
     pack_weights(team);
-    team.each(alone, [&](int image, int thread) { phases(image, 1, of_thread[thread], one); });
+    team.each(alone, [&](int image, int thread) { phases(image, 1, of_thread[thread], team.one()); });
     if (together) phases(alone, together, rest, team);
     return workspace.bytes();
   }
 
  protected:
-  // Tokens of a block, in whole tiles, for blocks of much the same size.
-  static int even_blocks(int tokens) {
-    const int blocks = tokens < kTokens ? 1 : (tokens + kTokens / 2) / kTokens;
-    return ((tokens + blocks - 1) / blocks + Isa::tile_rows - 1) / Isa::tile_rows * Isa::tile_rows;
-  }
-
   void take_weights(Workspace& workspace) {
-    const auto take = [&](int depth, int columns) {
-      return Panels<Isa>{workspace.floats(Panels<Isa>::size(depth, columns)), depth, columns};
-    };
-    q = take(channels, channels), k = take(channels, channels), v = take(channels, channels);
-    proj = take(channels, channels), fc1 = take(channels, hidden), fc2 = take(hidden, channels);
+    for (Panels<Isa>* square : {&q, &k, &v, &proj}) *square = take_panels<Isa>(workspace, channels, channels);
+    fc1 = take_panels<Isa>(workspace, channels, hidden), fc2 = take_panels<Isa>(workspace, hidden, channels);
     conv1 = workspace.floats(9 * P), conv2 = workspace.floats(9 * P);
     bn_scale = workspace.floats(P), bn_shift = workspace.floats(P);
   }
@@ -252,7 +239,7 @@ struct XcaBlockForward {
     multiply<Isa>(block.count, rows_of<Isa>(to.v + block.row * P, P), mixed, [&](int i, int j, Vector value) {
       const Vector before = Isa::load(x + (block.row + i) * channels + j, channels - j);
       const Vector update = value + optional<Isa>(op.proj_bias, j, channels);
-      const Vector gamma = optional<Isa>(op.gamma1, j, channels) * Isa::fill(keep ? keep[block.image] : 1);
+      const Vector gamma = optional<Isa>(op.gamma1, j, channels) * factor_of<Isa>(keep, block.image);
       Isa::store(x1 + static_cast<long>(i) * P + j, Isa::fma(gamma, update, before));
     });
     for (int i = 0; i < block.count; ++i)
@@ -351,7 +338,7 @@ struct XcaBlockForward {
                       normed + static_cast<long>(i) * P);
     mlp_rows<Isa>(block.count, normed, P, fc1, op.fc1_bias, fc2, active, sums, [&](int i, int j, Vector value) {
       const Vector update = value + optional<Isa>(op.fc2_bias, j, channels);
-      const Vector gamma = optional<Isa>(op.gamma2, j, channels) * Isa::fill(keep ? keep[block.image] : 1);
+      const Vector gamma = optional<Isa>(op.gamma2, j, channels) * factor_of<Isa>(keep, block.image);
       const Vector before = Isa::load(from + i * stride + j, channels - j);
       Isa::store(to + static_cast<long>(i) * channels + j, Isa::fma(gamma, update, before), channels - j);
     });

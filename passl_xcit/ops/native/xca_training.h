@@ -82,8 +82,6 @@ struct XcaBlockTraining : XcaBlockForward<Isa> {
     saved.x2 = memory.floats(rows * P);
   }
 
-  static float factor(const float* keep, int image) { return keep ? keep[image] : 1; }
-
   // Floats before the first of an image's, in rows of P.
   long start_of(int image) const { return static_cast<long>(image) * tokens * P; }
 
@@ -136,7 +134,7 @@ struct XcaBlockTraining : XcaBlockForward<Isa> {
     const int panels = panels_of<Isa>(channels), image = item / panels, first = item % panels * wide;
     normalised_activation(image, first, grid);
     for (int c = first; c < first + wide; c += lanes) {
-      const Vector gamma = optional<Isa>(op.gamma3, c, channels) * Isa::fill(factor(training.keep3, image));
+      const Vector gamma = optional<Isa>(op.gamma3, c, channels) * factor_of<Isa>(training.keep3, image);
       const Vector bias = optional<Isa>(op.conv2_bias, c, channels);
       const long start = start_of(image) + c;
       this->convolve(grid + (c - first), this->conv2 + c, [&](int row, int column, Vector value) {
