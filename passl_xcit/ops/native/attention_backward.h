@@ -53,7 +53,6 @@ struct AttentionBlockBackward : AttentionBlockTraining<Isa> {
     const int slots = team.threads < batch ? team.threads : batch;
     take(workspace, slots);
     if (!memory) return workspace.bytes();
-    pack_all<Isa>({{this->fc1, op.fc1_weight, hidden}}, team);
     pack_back(team);
     team.each(slots, [&](int slot, int) {
       const Slot& of = slot_of[slot];
@@ -68,8 +67,7 @@ struct AttentionBlockBackward : AttentionBlockTraining<Isa> {
   void take(Workspace& workspace, int slots) {
     for (Panels<Isa>* square : {&q_back, &k_back, &v_back, &proj_back})
       *square = take_panels<Isa>(workspace, channels, channels);
-    for (Panels<Isa>* wider : {&this->fc1, &fc2_back}) *wider = take_panels<Isa>(workspace, channels, hidden);
-    fc1_back = take_panels<Isa>(workspace, hidden, channels);
+    fc1_back = take_panels<Isa>(workspace, hidden, channels), fc2_back = take_panels<Isa>(workspace, channels, hidden);
     const size_t rows = static_cast<size_t>(tokens) * P;
     for (int slot = 0; slot < slots; ++slot) {
       Slot& of = slot_of[slot];
@@ -121,15 +119,15 @@ struct AttentionBlockBackward : AttentionBlockTraining<Isa> {
 
   MlpBackward<Isa> mlp_backward() const {
     const float epsilon = op.epsilon2;
-    return {block_tokens, op.norm2_weight, op.norm2_bias, epsilon, this->fc1, fc1_back, fc2_back, op.fc1_bias, nullptr};
+    return {block_tokens, op.norm2_weight, op.norm2_bias, epsilon, fc1_back, fc2_back, nullptr};
   }
 
   // A block of tokens: the MLP's gradients, and dx1.
   void mlp_back(int item, AttentionSums& to, const Slot& of) const {
     const Block block = this->block_of(item);
-    mlp_backward().rows_back(block.count, saved.x1 + block.row * P, out.dy + block.row * channels,
-                             factor_of<Isa>(saved.keep2, block.image), of.dx1 + static_cast<long>(block.first) * P,
-                             to.mlp, of.scratch);
+    mlp_backward().rows_back(block.count, saved.x1 + block.row * P, saved.hidden + block.row * F,
+                             out.dy + block.row * channels, factor_of<Isa>(saved.keep2, block.image),
+                             of.dx1 + static_cast<long>(block.first) * P, to.mlp, of.scratch);
   }
 
   // A block of tokens: the projection's gradients, and dmixed.

@@ -2,7 +2,7 @@
 // and as the forward pass of training.
 //
 // Letters as in operators.h, and P = C, S = M in whole panels. An image's q, k and v stay in the second cache: blocks
-// of about 96 tokens make them, and then ask, one after the other. The scores of as many queries as a tile has rows,
+// of about 192 tokens make them, and then ask, one after the other. The scores of as many queries as a tile has rows,
 // for one head and all tokens, stay in the first cache from the product with k to that with v.
 #pragma once
 
@@ -35,6 +35,7 @@ struct AttentionBlockForward {
     float* softmax;              // rows [images, M, h, 2], largest score and 1 / sum of the powers
     float* mixed;                // rows [images, M, P], of the heads' results
     float* x1;                   // rows [images, M, P], after the attention
+    float* hidden;               // rows [images, M, padded F], what goes into the MLP's GELU
     const float *keep1, *keep2;  // [images], what multiplies the two updates, or null
     float* scratch;              // of each thread
   };
@@ -116,7 +117,7 @@ struct AttentionBlockForward {
       float* mixed = to.mixed ? to.mixed + row : rest;
       attend(item, to, mixed, rest + size);
       project_out(x, item, mixed, x1, to.keep1);
-      mlp(item, x1, y, rest, to.keep2);
+      mlp(item, x1, y, rest, to);
     });
   }
 
@@ -247,15 +248,16 @@ struct AttentionBlockForward {
   }
 
   // A block of y = x1 + MLP(LN2 x1).
-  void mlp(int item, const float* x1, float* y, float* normed, const float* keep) const {
+  void mlp(int item, const float* x1, float* y, float* normed, const Images& of) const {
     const Block block = block_of(item);
-    const Vector factor = factor_of<Isa>(keep, block.image);
+    const Vector factor = factor_of<Isa>(of.keep2, block.image);
+    float* kept = of.hidden ? of.hidden + block.row * padded<Isa>(hidden) : nullptr;
     float* sums = normed + static_cast<long>(block_tokens) * P;
     float* active = sums + static_cast<long>(block_tokens) * P;  // [block_tokens, kHidden]
     float* to = y + block.row * channels;
     for (long i = 0; i < block.count; ++i)
       layer_norm<Isa>(x1 + i * P, op.norm2_weight, op.norm2_bias, channels, P, normed + i * P, op.epsilon2);
-    mlp_rows<Isa>(block.count, normed, P, fc1, op.fc1_bias, fc2, active, sums, [&](int i, int j, Vector value) {
+    mlp_rows<Isa>(block.count, normed, P, fc1, op.fc1_bias, fc2, active, sums, kept, [&](int i, int j, Vector value) {
       const Vector before = Isa::load(x1 + static_cast<long>(i) * P + j);
       const Vector update = value + optional<Isa>(op.fc2_bias, j, channels);
       Isa::store(to + static_cast<long>(i) * channels + j, Isa::fma(factor, update, before), channels - j);

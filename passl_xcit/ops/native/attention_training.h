@@ -10,7 +10,7 @@ namespace passl_xcit {
 template <class Isa>
 struct AttentionBlockTraining : AttentionBlockForward<Isa> {
   using Base = AttentionBlockForward<Isa>;
-  using Base::channels, Base::d, Base::heads, Base::op, Base::P, Base::tokens;
+  using Base::channels, Base::d, Base::heads, Base::hidden, Base::op, Base::P, Base::tokens;
   using typename Base::Images;
 
   const AttentionTraining& training;
@@ -28,6 +28,7 @@ struct AttentionBlockTraining : AttentionBlockForward<Isa> {
     saved.softmax = memory.floats(rows * heads * 2);
     saved.mixed = memory.floats(rows * P);
     saved.x1 = memory.floats(rows * P);
+    saved.hidden = memory.floats(rows * padded<Isa>(hidden));
     saved.keep1 = of.keep1, saved.keep2 = of.keep2;
     saved_bytes = memory.bytes();
   }
@@ -52,6 +53,7 @@ struct AttentionBlockTraining : AttentionBlockForward<Isa> {
     Images to = saved;
     const long rows = first * tokens;
     to.q += rows * P, to.mixed += rows * P, to.x1 += rows * P, to.softmax += rows * heads * 2;
+    to.hidden += rows * padded<Isa>(hidden);
     to.k = this->keys_in(saved, first).data, to.v = this->values_in(saved, first, 0).data;
     if (to.keep1) to.keep1 += first;
     if (to.keep2) to.keep2 += first;

@@ -137,20 +137,23 @@ void softmax(float* row, int length) {
 constexpr int kHidden = 512;  // hidden channels of an MLP that are computed at a time
 
 // use(i, j, gelu(x W1 + b1) W2) for rows x [rows, stride]; `active` [rows, kHidden] and `sums` [rows, padded columns]
-// are scratch.
+// are scratch. `kept` [rows, padded hidden] gets what goes into GELU, or is null.
 template <class Isa, class Use>
 void mlp_rows(int rows, const typename Isa::Element* x, long stride, const Panels<Isa>& fc1, const float* fc1_bias,
-              const Panels<Isa>& fc2, typename Isa::Element* active, float* sums, const Use& use) {
+              const Panels<Isa>& fc2, typename Isa::Element* active, float* sums, typename Isa::Element* kept,
+              const Use& use) {
   using Vector = typename Isa::Vector;
   constexpr int wide = panel_columns<Isa>;
   const int hidden = fc1.columns, length = padded<Isa>(fc2.columns);
+  const long F = padded<Isa>(hidden);
   for (int first = 0; first < hidden; first += kHidden) {
     const int count = hidden - first < kHidden ? hidden - first : kHidden;
     for (int j = 0; j < count; j += wide)
       multiply_panel<Isa>(rows, units<Isa>(fc1.depth), rows_of<Isa>(x, stride), fc1.panel((first + j) / wide), wide, j,
                           count, [&](int i, int column, Vector value) {
-                            const Vector bias = optional<Isa>(fc1_bias, first + column, hidden);
-                            Isa::store(active + i * kHidden + column, gelu<Isa>(value + bias));
+                            const Vector before = value + optional<Isa>(fc1_bias, first + column, hidden);
+                            if (kept) Isa::store(kept + i * F + first + column, before);
+                            Isa::store(active + i * kHidden + column, gelu<Isa>(before));
                           });
     const bool last = first + count == hidden;
     for (int panel = 0; panel < fc2.count(); ++panel)

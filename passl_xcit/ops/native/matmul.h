@@ -154,7 +154,7 @@ void pack_all_transposed(std::initializer_list<Packing<Isa>> matrices, const Tea
                   [](const auto& of, int panel) { pack_transposed<Isa>(of.to, panel, of.from, of.stride); });
 }
 
-constexpr int kBlockTokens = 96;  // tokens that pass through a transformer block at a time, about
+constexpr int kBlockTokens = 192;  // tokens that pass through a transformer block at a time, about
 
 // The same in whole tiles, so that blocks are of much the same size.
 template <class Isa>

@@ -1,9 +1,8 @@
 // The backward pass of a residual MLP, x + g keep MLP(LN x), for a block of rows: that of the XCA block, and without g
 // that of the vision transformer's.
 //
-// Letters as in operators.h, and P = C, padded F = F in whole panels; R rows. Hidden channels are computed again, some
-// at a time. With r the gradient by the update's sum, D = active^T r and s = sum of r are the gradients of fc2's weight
-// and bias but for the factor g.
+// Letters as in operators.h, and P = C, padded F = F in whole panels; R rows. With r the gradient by the update's sum,
+// D = active^T r and s = sum of r are the gradients of fc2's weight and bias but for the factor g.
 #pragma once
 
 #include "gradients.h"
@@ -42,17 +41,17 @@ struct MlpBackward {
   int block_rows;  // rows of a block, at most
   const float *norm_weight, *norm_bias;
   float epsilon;
-  Panels<Isa> fc1, fc1_back, fc2_back;  // the last two transposed
-  const float *fc1_bias, *gamma;        // [F], [C]; each may be null
+  Panels<Isa> fc1_back, fc2_back;  // transposed
+  const float* gamma;              // [C], or null
 
   size_t scratch_floats() const {
     const size_t rows = block_rows, pairs = 2 * pairs_size<Isa>(block_rows, P()) + pairs_size<Isa>(block_rows, kPart);
     return rows * (4 * P() + 2 * kPartRow) + pairs;
   }
 
-  // From x [R, P] and dy [R, C] to dx [R, P].
-  void rows_back(int R, const float* x, const float* dy, Vector keep, float* dx, const MlpSums& to,
-                 float* memory) const {
+  // From x [R, P], what went into GELU [R, padded F] and dy [R, C] to dx [R, P].
+  void rows_back(int R, const float* x, const Element* before, const float* dy, Vector keep, float* dx,
+                 const MlpSums& to, float* memory) const {
     const long size = static_cast<long>(block_rows) * P();
     float* dn = memory;  // [R, P]
     Element *normed = reinterpret_cast<Element*>(dn + size), *r = normed + size, *scaled = r + size;  // each [R, P]
@@ -66,7 +65,7 @@ struct MlpBackward {
       }
     }
     add_rows<Isa>(R, r, P(), P(), to.fc2_rows);
-    layers_back(R, normed, r, gamma ? scaled : r, dn, to, reinterpret_cast<float*>(scaled + size));
+    layers_back(R, normed, before, r, gamma ? scaled : r, dn, to, reinterpret_cast<float*>(scaled + size));
     for (long i = 0; i < R; ++i) {
       float of_row[2];
       moments<Isa>(x + i * P(), channels(), of_row, epsilon);
@@ -76,14 +75,14 @@ struct MlpBackward {
   }
 
  private:
-  int channels() const { return fc1.depth; }
-  int hidden() const { return fc1.columns; }
-  int P() const { return padded<Isa>(fc1.depth); }
+  int channels() const { return fc1_back.columns; }
+  int hidden() const { return fc1_back.depth; }
+  int P() const { return padded<Isa>(channels()); }
+  long F() const { return padded<Isa>(hidden()); }
 
   // The gradients of both layers, and dn, by the LayerNorm's output.
-  void layers_back(int R, const Element* normed, const Element* r, const Element* scaled, float* dn, const MlpSums& to,
-                   float* memory) const {
-    const int F = padded<Isa>(hidden());
+  void layers_back(int R, const Element* normed, const Element* before, const Element* r, const Element* scaled,
+                   float* dn, const MlpSums& to, float* memory) const {
     const long part_size = static_cast<long>(block_rows) * kPartRow;
     Element *active = reinterpret_cast<Element*>(memory), *slope = active + part_size;  // each [R, kPartRow]
     float* pairs = reinterpret_cast<float*>(slope + part_size);
@@ -93,27 +92,26 @@ struct MlpBackward {
     pairs += pairs_size<Isa>(block_rows, P());
     for (int first = 0; first < hidden(); first += kPart) {
       const int count = hidden() - first < kPart ? hidden() - first : kPart;
-      hidden_again(R, first, count, normed, active, slope);
+      activate(R, count, before + first, active, slope);
       add_product<Isa>(count, R, pair_rows<Isa>(R, active, kPartRow, count, pairs), r_units, channels(),
                        to.fc2 + static_cast<long>(first) * P(), P());
       hidden_back(R, first, count, scaled, slope);
       const RowUnits slope_units = pair_rows<Isa>(R, slope, kPartRow, count, pairs);
-      add_product<Isa>(channels(), R, normed_units, slope_units, count, to.fc1 + first, F);
+      add_product<Isa>(channels(), R, normed_units, slope_units, count, to.fc1 + first, F());
       add_rows<Isa>(R, slope, kPartRow, count, to.fc1_bias + first);
       add_normed(R, first, count, slope, dn);
     }
   }
 
   // GELU and its slope of `count` hidden channels.
-  void hidden_again(int R, int first, int count, const Element* normed, Element* active, Element* slope) const {
-    for (int j = 0; j < count; j += wide)
-      multiply_panel<Isa>(R, units<Isa>(channels()), rows_of<Isa>(normed, P()), fc1.panel((first + j) / wide), wide, j,
-                          count, [&](int i, int column, Vector value) {
-                            Vector a, s;
-                            gelu_and_slope<Isa>(value + optional<Isa>(fc1_bias, first + column, hidden()), a, s);
-                            Isa::store(active + i * kPartRow + column, a);
-                            Isa::store(slope + i * kPartRow + column, s);
-                          });
+  void activate(int R, int count, const Element* before, Element* active, Element* slope) const {
+    for (long i = 0; i < R; ++i)
+      for (int j = 0; j < count; j += lanes) {
+        Vector a, s;
+        gelu_and_slope<Isa>(Isa::load(before + i * F() + j), a, s);
+        Isa::store(active + i * kPartRow + j, a);
+        Isa::store(slope + i * kPartRow + j, s);
+      }
   }
 
   // The slopes become gradients of the hidden channels before GELU.

@@ -38,6 +38,7 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
   const XcaGradients& out;
   const int F;                                             // hidden, in whole panels
   Panels<Isa> q_back, k_back, v_back, fc1_back, fc2_back;  // transposed
+  float* proj_back;                                        // of each head: panels of its rows of Wp, transposed [C, d]
   float* dx2;                                              // [B, N, P], gradient by x2, later by x1
   float* dz;  // [B, N, P], by BatchNorm's output, later by the first LayerNorm of LPI
   XcaSums sums[kMaxThreads];
@@ -52,7 +53,7 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
     const int slots = team.threads < batch ? team.threads : batch;
     take(workspace, slots);
     if (!memory) return workspace.bytes();
-    this->pack_weights(team);
+    this->pack_convolutions();
     pack_back(team);
     team.each(slots, [&](int slot, int) {
       __builtin_memset(starts[slot], 0, (ends[slot] - starts[slot]) * sizeof(float));
@@ -76,10 +77,11 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
 
  private:
   void take(Workspace& workspace, int slots) {
-    this->take_weights(workspace);
+    this->take_convolutions(workspace);
     for (Panels<Isa>* square : {&q_back, &k_back, &v_back})
       *square = take_panels<Isa>(workspace, channels, channels);
     fc1_back = take_panels<Isa>(workspace, hidden, channels), fc2_back = take_panels<Isa>(workspace, channels, hidden);
+    proj_back = workspace.floats(heads * Panels<Float>::size(channels, d));
     dx2 = workspace.floats(static_cast<size_t>(batch) * tokens * P);
     dz = workspace.floats(static_cast<size_t>(batch) * tokens * P);
     for (int slot = 0; slot < slots; ++slot) {
@@ -119,19 +121,25 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
                               {fc1_back, op.fc1_weight, hidden},
                               {fc2_back, op.fc2_weight, channels}},
                              team);
+    team.each(heads, [&](int head, int) {
+      const Panels<Float> to = proj_back_of(head);
+      for (int panel = 0; panel < to.count(); ++panel)
+        pack_transposed<Float>(to, panel, op.proj_weight + static_cast<long>(head) * d * channels, channels);
+    });
   }
 
   static Element* elements(float* memory) { return reinterpret_cast<Element*>(memory); }
 
   MlpBackward<Isa> mlp_backward() const {
-    return {block_tokens, op.norm2_weight, op.norm2_bias, 1e-6f, this->fc1, fc1_back, fc2_back, op.fc1_bias, op.gamma2};
+    return {block_tokens, op.norm2_weight, op.norm2_bias, 1e-6f, fc1_back, fc2_back, op.gamma2};
   }
 
   // A block of tokens: the MLP's gradients, and dx2.
   void mlp_back(int item, XcaSums& to, float* memory) const {
     const Block block = this->block_of(item);
-    mlp_backward().rows_back(block.count, saved.x2 + block.row * P, out.dy + block.row * channels,
-                             factor_of<Isa>(training.keep2, block.image), dx2 + block.row * P, to.mlp, memory);
+    mlp_backward().rows_back(block.count, saved.x2 + block.row * P, saved.hidden + block.row * F,
+                             out.dy + block.row * channels, factor_of<Isa>(training.keep2, block.image),
+                             dx2 + block.row * P, to.mlp, memory);
   }
 
   // Puts rows of P floats into a grid with edges, times `factor`.
@@ -265,6 +273,10 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
                      products, P);
   }
 
+  Panels<Float> proj_back_of(int head) const {
+    return {proj_back + head * Panels<Float>::size(channels, d), channels, d};
+  }
+
   void head_back(int image, int head, float* products, float* back, float* by_cosine, float* own, XcaSums& to,
                  float* memory) const {
     const long at = (static_cast<long>(image) * heads + head) * d * d;
@@ -289,14 +301,11 @@ struct XcaBlockBackward : XcaBlockTraining<Isa> {
                             });
     // dA [i, j] = sum_c Wp[i, c] g[c] K[j, c], K scaled by g already
     float* dA = memory;  // [d, d]
-    for (int i = 0; i < d; ++i)
-      for (int j = 0; j < d; ++j) {
-        Vector sum = Isa::fill(0);
-        for (int c = 0; c < channels; c += lanes)
-          sum = Isa::fma(Isa::load(weight + static_cast<long>(i) * channels + c, channels - c),
-                         Isa::keep(Isa::load(K + static_cast<long>(j) * P + c), channels - c), sum);
-        dA[i * d + j] = Isa::sum(sum);
-      }
+    multiply<Float>(d, {K, P, 1}, proj_back_of(head), [&](int j, int i, Vector value) {
+      float elements[lanes];
+      Isa::store(elements, value);
+      for (int lane = 0; lane < lanes && i + lane < d; ++lane) dA[(i + lane) * d + j] = elements[lane];
+    });
     softmax_back(image, head, attention, cosines, dA, by_cosine + static_cast<long>(head) * d * d, own, to);
   }
 

@@ -1,7 +1,7 @@
 // The XCA block: x + g1 XCA(LN1 x), then x + g3 LPI(LN3 x), then x + g2 MLP(LN2 x), for evaluation.
 //
 // Letters as in operators.h, and P = C in whole panels: rows in the workspace have P floats, those of q beside k have
-// Q, which is enough to read a panel from any head's first column on. An image passes through in blocks of about 96
+// Q, which is enough to read a panel from any head's first column on. An image passes through in blocks of about 192
 // tokens, which stay in the second cache.
 //
 // The attention of a head is softmax(t q^T k / (|q| |k|)) with the columns q, k [N, d]; its Gram matrix and norms are
@@ -72,8 +72,12 @@ struct XcaBlockForward {
 
  protected:
   void take_weights(Workspace& workspace) {
+    take_convolutions(workspace);
     for (Panels<Isa>* square : {&q, &k, &v, &proj}) *square = take_panels<Isa>(workspace, channels, channels);
     fc1 = take_panels<Isa>(workspace, channels, hidden), fc2 = take_panels<Isa>(workspace, hidden, channels);
+  }
+
+  void take_convolutions(Workspace& workspace) {
     conv1 = workspace.floats(9 * P), conv2 = workspace.floats(9 * P);
     bn_scale = workspace.floats(P), bn_shift = workspace.floats(P);
   }
@@ -104,6 +108,7 @@ struct XcaBlockForward {
   size_t grid_size() const { return static_cast<size_t>(op.height + 2) * (op.width + 2) * wide; }
 
   void pack_weights(const Team& team) const {
+    pack_convolutions();
     pack_all<Isa>({{q, op.qkv_weight, 3 * channels},
                    {k, op.qkv_weight + channels, 3 * channels},
                    {v, op.qkv_weight + 2 * channels, 3 * channels},
@@ -111,6 +116,9 @@ struct XcaBlockForward {
                    {fc1, op.fc1_weight, hidden},
                    {fc2, op.fc2_weight, channels}},
                   team);
+  }
+
+  void pack_convolutions() const {
     for (int c = 0; c < P; ++c) {
       const bool there = c < channels;
       for (int tap = 0; tap < 9; ++tap) {
@@ -324,8 +332,10 @@ struct XcaBlockForward {
       }
   }
 
-  // y = x2 + g2 MLP(LN2 x2), for a block of tokens; the rows of x2 are `stride` long, and may be y itself.
-  void mlp(int item, const float* x2, long stride, float* y, float* scratch, const float* keep = nullptr) const {
+  // y = x2 + g2 MLP(LN2 x2), for a block of tokens; the rows of x2 are `stride` long, and may be y itself. `kept` [N,
+  // padded F] gets what goes into GELU, or is null.
+  void mlp(int item, const float* x2, long stride, float* y, float* scratch, const float* keep = nullptr,
+           Element* kept = nullptr) const {
     const Block block = block_of(item);
     Element* normed = reinterpret_cast<Element*>(scratch);        // [block_tokens, P]
     float* sums = scratch + static_cast<long>(block_tokens) * P;  // [block_tokens, P]
@@ -336,7 +346,8 @@ struct XcaBlockForward {
     for (int i = 0; i < block.count; ++i)
       layer_norm<Isa>(from + i * stride, op.norm2_weight, op.norm2_bias, channels, P,
                       normed + static_cast<long>(i) * P);
-    mlp_rows<Isa>(block.count, normed, P, fc1, op.fc1_bias, fc2, active, sums, [&](int i, int j, Vector value) {
+    if (kept) kept += block.row * padded<Isa>(hidden);
+    mlp_rows<Isa>(block.count, normed, P, fc1, op.fc1_bias, fc2, active, sums, kept, [&](int i, int j, Vector value) {
       const Vector update = value + optional<Isa>(op.fc2_bias, j, channels);
       const Vector gamma = optional<Isa>(op.gamma2, j, channels) * factor_of<Isa>(keep, block.image);
       const Vector before = Isa::load(from + i * stride + j, channels - j);

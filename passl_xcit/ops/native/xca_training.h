@@ -10,16 +10,17 @@ namespace passl_xcit {
 // What the forward pass saves.
 template <class Isa>
 struct XcaSaved {
-  typename Isa::Element* qk;  // [B, N, Q]
-  typename Isa::Element* v;   // [B, N, P]
-  float* norms;       // [B, blocks, 2P], squares of the columns of q and k
-  float* cosines;     // [B, h, d, d], normalised Gram matrices
-  float* attention;   // [B, h, d, d]
-  float* x1;          // [B, N, P], after the attention
-  float* moments;     // [B, N, 2], mean and 1 / deviation of the rows of x1
-  float* convolved;   // [B, N, P], the first convolution of LPI with its bias
-  float* statistics;  // [2, P], mean and 1 / deviation of BatchNorm's input
-  float* x2;          // [B, N, P], after LPI
+  typename Isa::Element* qk;      // [B, N, Q]
+  typename Isa::Element* v;       // [B, N, P]
+  float* norms;                   // [B, blocks, 2P], squares of the columns of q and k
+  float* cosines;                 // [B, h, d, d], normalised Gram matrices
+  float* attention;               // [B, h, d, d]
+  float* x1;                      // [B, N, P], after the attention
+  float* moments;                 // [B, N, 2], mean and 1 / deviation of the rows of x1
+  float* convolved;               // [B, N, P], the first convolution of LPI with its bias
+  float* statistics;              // [2, P], mean and 1 / deviation of BatchNorm's input
+  float* x2;                      // [B, N, P], after LPI
+  typename Isa::Element* hidden;  // [B, N, padded F], what goes into the MLP's GELU
 };
 
 template <class Isa>
@@ -27,8 +28,8 @@ struct XcaBlockTraining : XcaBlockForward<Isa> {
   using Base = XcaBlockForward<Isa>;
   using Vector = typename Isa::Vector;
   using Element = typename Isa::Element;
-  using Base::block_tokens, Base::blocks, Base::channels, Base::d, Base::heads, Base::lanes, Base::op, Base::P, Base::Q,
-      Base::tokens, Base::wide;
+  using Base::block_tokens, Base::blocks, Base::channels, Base::d, Base::heads, Base::hidden, Base::lanes, Base::op,
+      Base::P, Base::Q, Base::tokens, Base::wide;
   using typename Base::Images;
 
   const XcaTraining& training;
@@ -65,8 +66,9 @@ struct XcaBlockTraining : XcaBlockForward<Isa> {
     team.each(batch * panels, [&](int item, int thread) { first_convolution(item, sums, scratch(thread)); });
     for (int c = 0; c < channels; ++c) statistics_of(c, sums);
     team.each(batch * panels, [&](int item, int thread) { second_convolution(item, scratch(thread)); });
-    team.each(batch * blocks,
-              [&](int item, int thread) { this->mlp(item, saved.x2, P, op.y, scratch(thread), training.keep2); });
+    team.each(batch * blocks, [&](int item, int thread) {
+      this->mlp(item, saved.x2, P, op.y, scratch(thread), training.keep2, saved.hidden);
+    });
     return workspace.bytes();
   }
 
@@ -80,6 +82,7 @@ struct XcaBlockTraining : XcaBlockForward<Isa> {
     saved.x1 = memory.floats(rows * P), saved.moments = memory.floats(rows * 2);
     saved.convolved = memory.floats(rows * P), saved.statistics = memory.floats(2 * P);
     saved.x2 = memory.floats(rows * P);
+    saved.hidden = reinterpret_cast<Element*>(memory.floats(rows * padded<Isa>(hidden) / Isa::per_unit));
   }
 
   // Floats before the first of an image's, in rows of P.
