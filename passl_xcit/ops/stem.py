@@ -72,7 +72,7 @@ def train_stem(patch_embed, images, positions):
     It moves BatchNorm's running statistics.
     """
     weights = [weight for stage in _stages(patch_embed) for weight in (stage[0].weight, stage[1].weight, stage[1].bias)]
-    return _TrainedStem.apply(images, positions, _Call(patch_embed), *weights)
+    return _TrainedStem.apply(images, positions, _Call(patch_embed, library().in_bfloat16()), *weights)
 
 
 @dataclass
@@ -80,6 +80,7 @@ class _Call:
     """What no gradient is taken of; PyLayer looks for tensors in lists and tuples."""
 
     patch_embed: nn.Layer
+    half: bool
 
 
 class _TrainedStem(PyLayer):
@@ -89,10 +90,10 @@ class _TrainedStem(PyLayer):
         operator = StemTraining(_stem(call.patch_embed, images, positions, y))
         norms = [stage[1] for stage in _stages(call.patch_embed)]
         means, variances = ([paddle.empty_like(norm._mean) for norm in norms] for _ in range(2))
-        saved = saved_for("stem", operator)
+        saved = saved_for("stem", operator, call.half)
         operator.mean[: len(norms)], operator.variance[: len(norms)] = addresses(*means), addresses(*variances)
         operator.saved = address(saved)
-        library().run("stem_training", operator)
+        library().run("stem_training", operator, call.half)
         for norm, mean, variance in zip(norms, means, variances):
             move_statistics(norm, mean, variance)
         ctx.save_for_backward(saved, images, positions, *weights)
@@ -112,5 +113,5 @@ class _TrainedStem(PyLayer):
         for index, name in enumerate(TRAINED):
             of_name = gradients[2 + index :: len(TRAINED)]
             getattr(operator, name)[: len(of_name)] = addresses(*of_name)
-        library().run("stem_backward", operator)
+        library().run("stem_backward", operator, ctx.call.half)
         return wanted_of(gradients, inputs)

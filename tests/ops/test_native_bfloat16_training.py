@@ -1,8 +1,10 @@
-"""XCA blocks that train in bfloat16: gradients as close to float64 as 8 bits of the products' operands allow."""
+"""XCA blocks and stems training in bfloat16: gradients as close to float64 as 8 bits of products' operands allow."""
 
 import numpy as np
 import paddle
 import pytest
+import test_native_stem_training as stems
+import training_passes
 from hypothesis import given
 from hypothesis import strategies as st
 from paddle import nn
@@ -88,6 +90,42 @@ def test_dropped_paths_are_those_of_float32():
     block, _ = make_block(3, 18, drop_path=0.4)
     x = draw([8, 63, 54])
     close(trained(block, x, 7, 9), in_float32(block, x, 7, 9), OF_A_SMALL_ONE)
+
+
+def stem_and_textbook(patch_size, in_chans, channels, height, width, batch, **options):
+    stem, weights = stems.make_stem(patch_size, in_chans, channels)
+    arrays = stems.inputs(patch_size, in_chans, channels, height, width, batch)
+    exact = training_passes.textbook(weights, arrays, stems.formula_of(patch_size))
+    return stems.trained(stem, arrays, **options), exact
+
+
+@pytest.mark.parametrize("size", [(16, 3, 128, 14, 14, 4), (8, 3, 128, 14, 14, 2), (16, 3, 384, 6, 6, 2)])
+def test_a_stems_gradients_at_the_widths_of_models(size):
+    ours, exact = stem_and_textbook(*size)
+    close(ours, exact)
+    assert distance(ours["proj.2.0.weight"], exact["proj.2.0.weight"]) > 1e-3
+
+
+@per_example(max_examples=20)
+@given(
+    st.sampled_from([2, 4, 8]),
+    st.integers(1, 5),
+    st.sampled_from([1, 3, 4, 9, 16, 20]),
+    sides,
+    sides,
+    st.integers(1, 4),
+)
+def test_a_stems_gradients_are_almost_the_textbooks(patch_size, in_chans, width, height, columns, threads):
+    close(
+        *stem_and_textbook(patch_size, in_chans, width * patch_size // 2, height, columns, 2, threads=threads),
+        OF_A_SMALL_ONE,
+    )
+
+
+def test_a_stems_gradients_are_the_same_bits_each_time():
+    stem, _ = stems.make_stem(4, 3, 34)
+    arrays = stems.inputs(4, 3, 34, 17, 5, 5)
+    keeps_its_bits(lambda threads: stems.trained(stem, arrays, threads=threads))
 
 
 def test_heads_of_an_odd_width_train_in_float32():

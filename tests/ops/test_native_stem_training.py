@@ -53,6 +53,10 @@ def trained(layer, arrays, mode="on", **options):
     return passed(layer, arrays, natively if mode == "on" else portably, mode, **options)
 
 
+def formula_of(patch_size):
+    return lambda weights, images, positions: to_tokens(patch_embed(weights, images, patch_size, True)) + positions
+
+
 @per_example(max_examples=25)
 @given(
     st.sampled_from([2, 4, 8, 16]),
@@ -68,11 +72,7 @@ def test_it_has_the_textbooks_gradients(native, patch_size, in_chans, width, hei
     layer, weights = make_stem(patch_size, in_chans, channels)
     arrays = inputs(patch_size, in_chans, channels, height, columns, batch)
     ours, portable = trained(layer, arrays, threads=threads), trained(layer, arrays, mode="off")
-    expected = textbook(
-        weights,
-        arrays,
-        lambda weights, images, positions: to_tokens(patch_embed(weights, images, patch_size, True)) + positions,
-    )
+    expected = textbook(weights, arrays, formula_of(patch_size))
     same(without_statistics(ours), expected, portable)
     error = 1e-5 * np.abs(expected["y"]).max() + 4 * np.abs(portable["y"] - expected["y"]).max()
     np.testing.assert_allclose(ours["y"], expected["y"], rtol=0, atol=error)

@@ -1,5 +1,4 @@
-// The table of all operators for one instruction set. Those for class attention, CrossViT and the stem in training are
-// in float32 always.
+// The table of all operators for one instruction set. Those for class attention and CrossViT are in float32 always.
 #pragma once
 
 #include "attention_backward.h"
@@ -34,9 +33,9 @@ const Operator* implemented() {
       {"class_saved", saved_of<ClassTrainingForward, Float, ClassTraining>},
       {"class_backward", run<ClassTrainingBackward, Float, ClassBackward>},
       {"stem", run<StemForward, Isa, Stem>},
-      {"stem_training", run<StemTrainingForward, Float, StemTraining>},
-      {"stem_saved", saved_of<StemTrainingForward, Float, StemTraining>},
-      {"stem_backward", run<StemTrainingBackward, Float, StemBackward>},
+      {"stem_training", run<StemTrainingForward, Isa, StemTraining>},
+      {"stem_saved", saved_of<StemTrainingForward, Isa, StemTraining>},
+      {"stem_backward", run<StemTrainingBackward, Isa, StemBackward>},
       {"attention_block", run<AttentionBlockForward, Float, AttentionBlock>},
       {"attention_training", run<AttentionBlockTraining, Float, AttentionTraining>},
       {"attention_saved", saved_of<AttentionBlockTraining, Float, AttentionTraining>},

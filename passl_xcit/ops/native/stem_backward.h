@@ -14,6 +14,7 @@ template <class Isa>
 struct StemTrainingBackward : StemTrainingForward<Isa> {
   using Base = StemTrainingForward<Isa>;
   using Vector = typename Isa::Vector;
+  using Element = typename Isa::Element;
   using Base::batch, Base::convolved, Base::lanes, Base::op, Base::stages, Base::statistics, Base::wide, Base::L;
   using typename Base::Piece;
 
@@ -24,7 +25,9 @@ struct StemTrainingBackward : StemTrainingForward<Isa> {
     Piece piece;
     float* slopes;             // of GELU, at the places of the piece's grid
     float* by_input;           // gradient by the grid
-    float* by_convolved;       // [kPixels, L], of some pixels
+    Element* by_convolved;     // [kPixels, L], of some pixels
+    float* by_patches;         // by the piece's patches, and in their place where these are floats
+    float* pairs;              // units of patches, and of by_convolved
     float* weight;             // [9 * in, L]
     float* norms[kMaxStages];  // [2, L], of BatchNorm's weight and bias
   } slot_of[kMaxThreads];
@@ -65,7 +68,7 @@ struct StemTrainingBackward : StemTrainingForward<Isa> {
   static void clear(float* from, size_t count) { __builtin_memset(from, 0, count * sizeof(float)); }
 
   void take(Workspace& workspace, int slots) {
-    size_t weight = 0;
+    size_t weight = 0, pairs = 0;
     long most = 0;
     for (int stage = 0; stage < stages; ++stage) {
       const int columns = 9 * op.widths[stage];
@@ -73,13 +76,19 @@ struct StemTrainingBackward : StemTrainingForward<Isa> {
       by_normed[stage] = stage < stages - 1 ? workspace.floats(this->map_size(stage)) : nullptr;
       weight = static_cast<size_t>(columns) * L(stage) > weight ? columns * L(stage) : weight;
       most = L(stage) > most ? L(stage) : most;
+      const int rows = this->patches_of(stage);
+      const size_t units = pairs_size<Isa>(rows, columns) + pairs_size<Isa>(rows, op.widths[stage + 1]);
+      pairs = units > pairs ? units : pairs;
     }
     for (int slot = 0; slot < slots; ++slot) {
       Slot& to = slot_of[slot];
       this->take_piece(workspace, to.piece);
       to.slopes = workspace.floats(this->grid_size());
       to.by_input = workspace.floats(this->grid_size());
-      to.by_convolved = workspace.floats(kPixels * most);
+      to.by_convolved = reinterpret_cast<Element*>(workspace.floats(kPixels * most));
+      if constexpr (Isa::per_unit == 1) to.by_patches = to.piece.patches;
+      else to.by_patches = workspace.floats(this->patches_size());
+      to.pairs = workspace.floats(pairs);
       to.weight = workspace.floats(weight);
       for (int stage = 0; stage < stages; ++stage) to.norms[stage] = workspace.floats(2 * L(stage));
     }
@@ -159,19 +168,22 @@ struct StemTrainingBackward : StemTrainingForward<Isa> {
   void chunk_back(int stage, int first, int count, Slot& to) const {
     const int columns = this->columns_of_stage(stage), length = this->length_of(stage);
     convolved_back(stage, this->start_of(stage, to.piece.image, to.piece.lo) + first, count, to.by_convolved);
-    add_product<Isa>(length, count, to.piece.patches, length, to.by_convolved, L(stage), op.widths[stage + 1],
-                     to.weight, L(stage));
+    const int rows = back[stage].columns, out_channels = op.widths[stage + 1];
+    const RowUnits patches = pair_rows<Isa>(count, to.piece.patches, length, rows, to.pairs);
+    float* rest = to.pairs + pairs_size<Isa>(this->patches_of(stage), rows);
+    add_product<Isa>(rows, count, patches, pair_rows<Isa>(count, to.by_convolved, L(stage), out_channels, rest),
+                     out_channels, to.weight, L(stage));
     if (stage < first_stage()) return;
-    multiply<Isa>(count, {to.by_convolved, L(stage), 1}, back[stage], [&](int i, int j, Vector value) {
-      Isa::store(to.piece.patches + static_cast<long>(i) * length + j, value, length - j);
+    multiply<Isa>(count, rows_of<Isa>(to.by_convolved, L(stage)), back[stage], [&](int i, int j, Vector value) {
+      Isa::store(to.by_patches + static_cast<long>(i) * length + j, value, length - j);
     });
     for (int i = 0; i < count; ++i)
-      scatter(stage, to.piece.patches + static_cast<long>(i) * length, (first + i) % columns,
+      scatter(stage, to.by_patches + static_cast<long>(i) * length, (first + i) % columns,
               to.by_input + this->lines_of(stage, first + i));
   }
 
   // BatchNorm: the gradient by a convolution's output, for some pixels.
-  void convolved_back(int stage, long first, int count, float* to) const {
+  void convolved_back(int stage, long first, int count, Element* to) const {
     const Vector share = Isa::fill(1.0f / (static_cast<float>(batch) * this->pixels_of_stage(stage)));
     const float* totals = slot_of[0].norms[stage];
     long length;

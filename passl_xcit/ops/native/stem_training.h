@@ -16,6 +16,7 @@ template <class Isa>
 struct StemTrainingForward : StemForward<Isa> {
   using Base = StemForward<Isa>;
   using Vector = typename Isa::Vector;
+  using Element = typename Isa::Element;
   using Base::lanes, Base::op, Base::stages, Base::wide;
 
   const StemTraining& training;
@@ -26,9 +27,9 @@ struct StemTrainingForward : StemForward<Isa> {
 
   struct Piece {
     long image;
-    int lo, hi;      // rows of a stage's output
-    float* grid;     // rows 2 lo - 1 to 2 hi - 1 of its input
-    float* patches;  // of some pixels
+    int lo, hi;        // rows of a stage's output
+    Element* grid;     // rows 2 lo - 1 to 2 hi - 1 of its input
+    Element* patches;  // of some pixels
   };
 
   explicit StemTrainingForward(const StemTraining& of) : Base(of.stem), training(of), batch(of.stem.batch) {
@@ -85,13 +86,18 @@ struct StemTrainingForward : StemForward<Isa> {
   }
 
   void take_piece(Workspace& workspace, Piece& piece) const {
-    long most = 0;
+    piece.grid = reinterpret_cast<Element*>(workspace.floats(grid_size()));
+    piece.patches = reinterpret_cast<Element*>(workspace.floats(patches_size()));
+  }
+
+  // Room for the patches of any stage.
+  size_t patches_size() const {
+    size_t most = 0;
     for (int stage = 0; stage < stages; ++stage) {
-      const long size = this->patches_of(stage) * this->length_of(stage);
+      const size_t size = static_cast<size_t>(this->patches_of(stage)) * this->length_of(stage);
       most = size > most ? size : most;
     }
-    piece.grid = workspace.floats(grid_size());
-    piece.patches = workspace.floats(most);
+    return most;
   }
 
   void set_piece(int stage, int image, int index, Piece& piece) const {
