@@ -1,5 +1,7 @@
 """When a layer is computed by a native operator, and when by its own `forward`."""
 
+from functools import cache
+
 import paddle
 from paddle import nn
 
@@ -35,8 +37,7 @@ def _trains_plainly(layer):
 def _fits(layer, x):
     if not paddle.in_dynamic_mode() or library() is None or not is_plain(x):
         return False
-    plain = all(map(is_plain, [*layer.parameters(), *layer.buffers()]))
-    return plain and all(map(_is_known, layer.sublayers(include_self=True)))
+    return all(map(_is_known, layer.sublayers(include_self=True))) and all(map(is_plain, layer.parameters()))
 
 
 def _wants_gradients(layer, x):
@@ -51,6 +52,11 @@ def is_plain(tensor):
 def _is_known(layer):
     if layer._forward_pre_hooks or layer._forward_post_hooks:  # Paddle has no public way to ask for them
         return False
-    if not type(layer).__module__.startswith(OWN_OR_PADDLES):
-        return False
-    return getattr(layer, "act", "gelu") != "gelu_tanh" and getattr(layer, "qk_norm", True)
+    options = vars(layer)  # `getattr` of what is not there takes Paddle's layers long
+    plain = options.get("act", "gelu") != "gelu_tanh" and options.get("qk_norm", True)
+    return plain and _is_own_or_paddles(type(layer))
+
+
+@cache
+def _is_own_or_paddles(kind):
+    return kind.__module__.startswith(OWN_OR_PADDLES)

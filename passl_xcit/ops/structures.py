@@ -17,9 +17,15 @@ def integers(*names):
     return [(name, ctypes.c_int64) for name in names]
 
 
+def parameters_of(layer, names):
+    """Parameters and buffers, None for those that the layer does without."""
+    listed = dict(layer.named_parameters())  # faster than attributes; one that has two names is listed once
+    return [listed[name] if name in listed else attrgetter(name)(layer) for name in names]
+
+
 def addresses_in(layer, names):
-    """Addresses of parameters and buffers, None for those that the layer does without."""
-    return [address(attrgetter(name)(layer)) for name in names]
+    """Addresses of the same."""
+    return addresses(*parameters_of(layer, names))
 
 
 def addresses(*tensors):

@@ -1,12 +1,10 @@
 """What operators with gradients share: a forward operator that saves what the backward operator needs, in a PyLayer."""
 
-from operator import attrgetter
-
 import paddle
 from paddle.autograd import PyLayer
 
 from passl_xcit.ops.library import library
-from passl_xcit.ops.structures import address, addresses
+from passl_xcit.ops.structures import address, addresses, parameters_of
 
 
 class Training:
@@ -40,11 +38,11 @@ class Training:
 
     def apply(self, x):
         """y, with gradients of x and the parameters"""
-        return _Operator.apply(x, self, *(self.tensor(name) for name in (*self.parameters, *self.constant)))
+        return _Operator.apply(x, self, *self.tensors())
 
-    def tensor(self, name):
-        """A parameter of the layer; None where it does without."""
-        return attrgetter(name)(self.layer)
+    def tensors(self):
+        """The parameters and the constant ones, None for those that the layer does without."""
+        return parameters_of(self.layer, (*self.parameters, *self.constant))
 
     def gradients_of(self, inputs, saved, dy):
         """Gradients of `inputs`, x and the parameters that there are."""
@@ -52,7 +50,8 @@ class Training:
         forward.saved = address(saved)
         gradients = [paddle.empty_like(tensor) for tensor in inputs]
         operator = self.Backward(forward, *addresses(dy, gradients[0]))
-        there = [name for name in (*self.parameters, *self.constant) if self.tensor(name) is not None]
+        names = (*self.parameters, *self.constant)
+        there = [name for name, tensor in zip(names, self.tensors()) if tensor is not None]
         for name, gradient in zip(there, gradients[1:]):
             if name in self.constant:
                 gradient.zero_()
