@@ -35,7 +35,7 @@ class AttentionBackward(ctypes.Structure):
 def attention_block(block, x):
     """A Block of CrossViT in evaluation: x [B, M, C] -> [B, M, C]"""
     y = paddle.empty_like(x)
-    library().run("attention_block", _attention_block(block, x, y))
+    library().run("attention_block", _attention_block(block, x, y), half=library().in_bfloat16())
     return y
 
 
@@ -55,7 +55,7 @@ class _Training(Training):
 
     def __init__(self, block, keeps):
         super().__init__(block)
-        self.keeps = keeps
+        self.keeps, self.half = keeps, library().in_bfloat16()
 
     def forward_struct(self, x, y):
         return AttentionTraining(_attention_block(self.layer, x, y), *addresses(*self.keeps))

@@ -26,6 +26,7 @@ template <class Isa>
 struct AttentionBlockBackward : AttentionBlockTraining<Isa> {
   using Base = AttentionBlockTraining<Isa>;
   using Vector = typename Isa::Vector;
+  using Float = typename Isa::Float;
   using Base::batch, Base::block_tokens, Base::blocks, Base::channels, Base::d, Base::heads, Base::hidden, Base::lanes,
       Base::op, Base::P, Base::S, Base::saved, Base::tile_rows, Base::tokens, Base::wide;
   using typename Base::Block;
@@ -34,7 +35,8 @@ struct AttentionBlockBackward : AttentionBlockTraining<Isa> {
 
   const AttentionGradients& out;
   const int F;                                                        // hidden, in whole panels
-  Panels<Isa> q_back, k_back, v_back, proj_back, fc1_back, fc2_back;  // transposed
+  Panels<Float> q_back, k_back, v_back, proj_back;  // transposed
+  Panels<Isa> fc1_back, fc2_back;                   // transposed
   AttentionSums sums[kMaxThreads];
   float *starts[kMaxThreads], *ends[kMaxThreads];  // memory of a slot's sums
   struct Slot {
@@ -65,8 +67,8 @@ struct AttentionBlockBackward : AttentionBlockTraining<Isa> {
 
  private:
   void take(Workspace& workspace, int slots) {
-    for (Panels<Isa>* square : {&q_back, &k_back, &v_back, &proj_back})
-      *square = take_panels<Isa>(workspace, channels, channels);
+    for (Panels<Float>* square : {&q_back, &k_back, &v_back, &proj_back})
+      *square = take_panels<Float>(workspace, channels, channels);
     fc1_back = take_panels<Isa>(workspace, hidden, channels), fc2_back = take_panels<Isa>(workspace, channels, hidden);
     const size_t rows = static_cast<size_t>(tokens) * P;
     for (int slot = 0; slot < slots; ++slot) {
@@ -75,8 +77,8 @@ struct AttentionBlockBackward : AttentionBlockTraining<Isa> {
       take_sums(workspace, sums[slot]);
       ends[slot] = workspace.floats(0);
       for (float** matrix : {&of.dx1, &of.dmixed, &of.dq, &of.dk, &of.dv}) *matrix = workspace.floats(rows);
-      of.k = workspace.floats(Panels<Isa>::size(tokens, d));
-      of.v_transposed = workspace.floats(Panels<Isa>::size(d, tokens));
+      of.k = workspace.floats(Panels<Float>::size(tokens, d));
+      of.v_transposed = workspace.floats(Panels<Float>::size(d, tokens));
       of.scratch = workspace.floats(scratch_floats());
     }
   }
@@ -94,13 +96,12 @@ struct AttentionBlockBackward : AttentionBlockTraining<Isa> {
   }
 
   void pack_back(const Team& team) const {
-    pack_all_transposed<Isa>({{q_back, op.qkv_weight, 3 * channels},
-                              {k_back, op.qkv_weight + channels, 3 * channels},
-                              {v_back, op.qkv_weight + 2 * channels, 3 * channels},
-                              {proj_back, op.proj_weight, channels},
-                              {fc1_back, op.fc1_weight, hidden},
-                              {fc2_back, op.fc2_weight, channels}},
-                             team);
+    pack_all_transposed<Float>({{q_back, op.qkv_weight, 3 * channels},
+                                {k_back, op.qkv_weight + channels, 3 * channels},
+                                {v_back, op.qkv_weight + 2 * channels, 3 * channels},
+                                {proj_back, op.proj_weight, channels}},
+                               team);
+    pack_all_transposed<Isa>({{fc1_back, op.fc1_weight, hidden}, {fc2_back, op.fc2_weight, channels}}, team);
   }
 
   void image_back(int image, AttentionSums& to, const Slot& of) const {
@@ -137,18 +138,18 @@ struct AttentionBlockBackward : AttentionBlockTraining<Isa> {
     const Vector keep = factor_of<Isa>(saved.keep1, block.image);
     float* r = of.scratch;  // [R, P]
     for (long at = 0; at < static_cast<long>(block.count) * P; at += lanes)
-      Isa::store(r + at, Isa::load(of.dx1 + first + at) * keep);
-    add_product<Isa>(channels, block.count, saved.mixed + block.row * P, P, r, P, channels, to.proj, P);
-    add_rows<Isa>(block.count, r, P, channels, to.proj_bias);
-    multiply<Isa>(block.count, {r, P, 1}, proj_back, [&](int i, int j, Vector value) {
-      Isa::store(of.dmixed + first + static_cast<long>(i) * P + j, value);
+      Float::store(r + at, Float::load(of.dx1 + first + at) * keep);
+    add_product<Float>(channels, block.count, saved.mixed + block.row * P, P, r, P, channels, to.proj, P);
+    add_rows<Float>(block.count, r, P, channels, to.proj_bias);
+    multiply<Float>(block.count, {r, P, 1}, proj_back, [&](int i, int j, Vector value) {
+      Float::store(of.dmixed + first + static_cast<long>(i) * P + j, value);
     });
   }
 
   // A head's keys as rows, and its values as columns.
   void turn(int image, int head, const Slot& of) const {
-    const Panels<Isa> keys = this->keys_in(saved, image), values = this->values_in(saved, image, head);
-    const Panels<Isa> k{of.k, tokens, d}, v{of.v_transposed, d, tokens};
+    const Panels<Float> keys = this->keys_in(saved, image), values = this->values_in(saved, image, head);
+    const Panels<Float> k{of.k, tokens, d}, v{of.v_transposed, d, tokens};
     for (int token = 0; token < tokens; ++token) {
       const float* key = keys.panel(token / wide, head * d) + token % wide;
       float* value = v.panel(token / wide) + token % wide;
@@ -166,43 +167,43 @@ struct AttentionBlockBackward : AttentionBlockTraining<Isa> {
     float *p = of.scratch, *s = p + kRows * S;  // [R, S]: softmax, and gradient by the scores
     softmax_again(image, head, row, q, R, p);
     scores_back(head, row, g, R, p, s, of);
-    const Vector scale = Isa::fill(1 / __builtin_sqrtf(d));
-    multiply<Isa>(R, {s, S, 1}, Panels<Isa>{of.k, tokens, d}, [&](int i, int j, Vector value) {
-      Isa::store(of.dq + offset + static_cast<long>(i) * P + j, value * scale, d - j);
+    const Vector scale = Float::fill(1 / __builtin_sqrtf(d));
+    multiply<Float>(R, {s, S, 1}, Panels<Float>{of.k, tokens, d}, [&](int i, int j, Vector value) {
+      Float::store(of.dq + offset + static_cast<long>(i) * P + j, value * scale, d - j);
     });
     add_to_head(R, s, q.data, of.dk + head * d);
     add_to_head(R, p, g.data, of.dv + head * d);
   }
 
   void softmax_again(int image, int head, long row, const Rows& q, int R, float* p) const {
-    const Panels<Isa> keys = this->keys_in(saved, image);
+    const Panels<Float> keys = this->keys_in(saved, image);
     const float* softmax = saved.softmax + (row * heads + head) * 2;
     for (int panel = 0; panel < keys.count(); ++panel)
-      multiply_panel<Isa>(R, d, q, keys.panel(panel, head * d), wide, panel * wide, tokens,
+      multiply_panel<Float>(R, d, q, keys.panel(panel, head * d), wide, panel * wide, tokens,
                           [&](int i, int j, Vector value) {
                             const float* of_row = softmax + 2 * i * heads;
-                            const Vector power = exponential<Isa>(value - Isa::fill(of_row[0]));
-                            Isa::store(p + static_cast<long>(i) * S + j, power * Isa::fill(of_row[1]));
+                            const Vector power = exponential<Float>(value - Float::fill(of_row[0]));
+                            Float::store(p + static_cast<long>(i) * S + j, power * Float::fill(of_row[1]));
                           });
   }
 
   void scores_back(int head, long row, const Rows& g, int R, const float* p, float* s, const Slot& of) const {
     float dots[kRows];
-    for (int i = 0; i < R; ++i) dots[i] = dot<Isa>(g.data + i * P, saved.mixed + (row + i) * P + head * d, d);
-    const Panels<Isa> values{of.v_transposed, d, tokens};
+    for (int i = 0; i < R; ++i) dots[i] = dot<Float>(g.data + i * P, saved.mixed + (row + i) * P + head * d, d);
+    const Panels<Float> values{of.v_transposed, d, tokens};
     for (int panel = 0; panel < values.count(); ++panel)
-      multiply_panel<Isa>(R, d, g, values.panel(panel), wide, panel * wide, tokens, [&](int i, int j, Vector value) {
+      multiply_panel<Float>(R, d, g, values.panel(panel), wide, panel * wide, tokens, [&](int i, int j, Vector value) {
         const long at = static_cast<long>(i) * S + j;
-        Isa::store(s + at, Isa::load(p + at) * (value - Isa::fill(dots[i])));
+        Float::store(s + at, Float::load(p + at) * (value - Float::fill(dots[i])));
       });
   }
 
   // The d columns of a head in rows of P += a^T b, for a [R, S] and b [R, d] in rows of P.
   void add_to_head(int R, const float* a, const float* b, float* to) const {
     for (int column = 0; column < d; column += wide)
-      multiply_panel<Isa>(tokens, R, {a, 1, S}, b + column, P, column, d, [&](int i, int j, Vector value) {
+      multiply_panel<Float>(tokens, R, {a, 1, S}, b + column, P, column, d, [&](int i, int j, Vector value) {
         float* sum = to + static_cast<long>(i) * P + j;
-        Isa::store(sum, Isa::load(sum, d - j) + value, d - j);
+        Float::store(sum, Float::load(sum, d - j) + value, d - j);
       });
   }
 
@@ -214,46 +215,46 @@ struct AttentionBlockBackward : AttentionBlockTraining<Isa> {
     float *normed = of.scratch, *dn = normed + static_cast<long>(block_tokens) * P;  // each [R, P]
     const float* x = op.x + block.row * channels;
     for (long i = 0; i < R; ++i)
-      layer_norm<Isa>(x + i * channels, op.norm1_weight, op.norm1_bias, channels, P, normed + i * P, op.epsilon1);
+      layer_norm<Float>(x + i * channels, op.norm1_weight, op.norm1_bias, channels, P, normed + i * P, op.epsilon1);
     const float* gradients[] = {of.dq + first, of.dk + first, of.dv + first};
     float* const weights[] = {to.q, to.k, to.v};
-    const Panels<Isa> back[] = {q_back, k_back, v_back};
+    const Panels<Float> back[] = {q_back, k_back, v_back};
     for (int part = 0; part < 3; ++part) {
-      add_product<Isa>(channels, R, normed, P, gradients[part], P, channels, weights[part], P);
-      add_rows<Isa>(R, gradients[part], P, channels, to.qkv_bias + part * P);
-      multiply<Isa>(R, {gradients[part], P, 1}, back[part], [&](int i, int j, Vector value) {
+      add_product<Float>(channels, R, normed, P, gradients[part], P, channels, weights[part], P);
+      add_rows<Float>(R, gradients[part], P, channels, to.qkv_bias + part * P);
+      multiply<Float>(R, {gradients[part], P, 1}, back[part], [&](int i, int j, Vector value) {
         float* sum = dn + static_cast<long>(i) * P + j;
-        Isa::store(sum, part ? Isa::load(sum) + value : value);
+        Float::store(sum, part ? Float::load(sum) + value : value);
       });
     }
     for (long i = 0; i < R; ++i) {
       float of_row[2];
       float* dx = out.dx + (block.row + i) * channels;
-      moments<Isa>(x + i * channels, channels, of_row, op.epsilon1);
-      copy<Isa>(of.dx1 + first + i * P, channels, dx);
-      norm_back<Isa>(x + i * channels, of_row[0], of_row[1], dn + i * P, op.norm1_weight, channels, to.norm1,
+      moments<Float>(x + i * channels, channels, of_row, op.epsilon1);
+      copy<Float>(of.dx1 + first + i * P, channels, dx);
+      norm_back<Float>(x + i * channels, of_row[0], of_row[1], dn + i * P, op.norm1_weight, channels, to.norm1,
                      to.norm1 + P, dx);
     }
   }
 
   // Adds the slots' sums in their order to those of the first one, and hands these out.
   void finish(int slots, const Team& team) const {
-    add_slots<Isa>(starts, slots, ends[0] - starts[0], team);
+    add_slots<Float>(starts, slots, ends[0] - starts[0], team);
     const AttentionSums& from = sums[0];
     for (long k = 0; k < channels; ++k) {
-      copy<Isa>(from.proj + k * P, channels, out.proj_weight + k * channels);
-      copy<Isa>(from.mlp.fc1 + k * F, hidden, out.fc1_weight + k * hidden);
+      copy<Float>(from.proj + k * P, channels, out.proj_weight + k * channels);
+      copy<Float>(from.mlp.fc1 + k * F, hidden, out.fc1_weight + k * hidden);
       float* qkv = out.qkv_weight + k * 3 * channels;
-      for (const float* part : {from.q, from.k, from.v}) qkv = copy<Isa>(part + k * P, channels, qkv);
+      for (const float* part : {from.q, from.k, from.v}) qkv = copy<Float>(part + k * P, channels, qkv);
     }
-    for (long k = 0; k < hidden; ++k) copy<Isa>(from.mlp.fc2 + k * P, channels, out.fc2_weight + k * channels);
+    for (long k = 0; k < hidden; ++k) copy<Float>(from.mlp.fc2 + k * P, channels, out.fc2_weight + k * channels);
     for (int part = 0; part < 3 && out.qkv_bias; ++part)
-      copy<Isa>(from.qkv_bias + part * P, channels, out.qkv_bias + part * channels);
-    copy<Isa>(from.proj_bias, channels, out.proj_bias);
-    copy<Isa>(from.mlp.fc1_bias, hidden, out.fc1_bias);
-    copy<Isa>(from.mlp.fc2_rows, channels, out.fc2_bias);
+      copy<Float>(from.qkv_bias + part * P, channels, out.qkv_bias + part * channels);
+    copy<Float>(from.proj_bias, channels, out.proj_bias);
+    copy<Float>(from.mlp.fc1_bias, hidden, out.fc1_bias);
+    copy<Float>(from.mlp.fc2_rows, channels, out.fc2_bias);
     const auto pair = [&](const float* of, float* weight, float* bias) {
-      copy<Isa>(of, channels, weight), copy<Isa>(of + P, channels, bias);
+      copy<Float>(of, channels, weight), copy<Float>(of + P, channels, bias);
     };
     pair(from.norm1, out.norm1_weight, out.norm1_bias);
     pair(from.mlp.norm, out.norm2_weight, out.norm2_bias);

@@ -1,5 +1,5 @@
 // The pre-norm block of a vision transformer: x + Attention(LN1 x), then x + MLP(LN2 x), for evaluation
-// and as the forward pass of training.
+// and as the forward pass of training. In bfloat16 are the products with the weights of q, k, v and of the MLP.
 //
 // Letters as in operators.h, and P = C, S = M in whole panels. An image's q, k and v stay in the second cache: blocks
 // of about 192 tokens make them, and then ask, one after the other. The scores of as many queries as a tile has rows,
@@ -16,15 +16,18 @@ namespace passl_xcit {
 template <class Isa>
 struct AttentionBlockForward {
   using Vector = typename Isa::Vector;
+  using Element = typename Isa::Element;
+  using Float = typename Isa::Float;
   static constexpr int lanes = Isa::lanes;
   static constexpr int wide = panel_columns<Isa>;
-  static constexpr int tile_rows = Isa::tile_rows;
+  static constexpr int tile_rows = Float::tile_rows;
 
   const AttentionBlock& op;
   const int tokens, channels, heads, d, hidden, P, S;
   const int block_tokens, blocks;  // tokens of a block, fewer in the last one; blocks of an image
 
-  Panels<Isa> q, k, proj, fc1, fc2;
+  Panels<Isa> q, k, fc1, fc2;
+  Panels<Float> proj;
   float* v;  // of each head panels of Wv_h [C, d]
 
   // What blocks of tokens hand on, for some images; the rows are there in training only, and null else.
@@ -35,7 +38,7 @@ struct AttentionBlockForward {
     float* softmax;              // rows [images, M, h, 2], largest score and 1 / sum of the powers
     float* mixed;                // rows [images, M, P], of the heads' results
     float* x1;                   // rows [images, M, P], after the attention
-    float* hidden;               // rows [images, M, padded F], what goes into the MLP's GELU
+    Element* hidden;             // rows [images, M, padded F], what goes into the MLP's GELU
     const float *keep1, *keep2;  // [images], what multiplies the two updates, or null
     float* scratch;              // of each thread
   };
@@ -68,7 +71,8 @@ struct AttentionBlockForward {
 
  protected:
   void take_weights(Workspace& workspace) {
-    for (Panels<Isa>* square : {&q, &k, &proj}) *square = take_panels<Isa>(workspace, channels, channels);
+    for (Panels<Isa>* square : {&q, &k}) *square = take_panels<Isa>(workspace, channels, channels);
+    proj = take_panels<Float>(workspace, channels, channels);
     fc1 = take_panels<Isa>(workspace, channels, hidden), fc2 = take_panels<Isa>(workspace, hidden, channels);
     v = workspace.floats(heads * Panels<Isa>::size(channels, d));
   }
@@ -76,8 +80,8 @@ struct AttentionBlockForward {
   Images take_images(Workspace& workspace, int images, int threads) const {
     Images to{};
     to.q = workspace.floats(static_cast<size_t>(images) * tokens * P);
-    to.k = workspace.floats(images * Panels<Isa>::size(channels, tokens));
-    to.v = workspace.floats(images * heads * Panels<Isa>::size(tokens, d));
+    to.k = workspace.floats(images * Panels<Float>::size(channels, tokens));
+    to.v = workspace.floats(images * heads * Panels<Float>::size(tokens, d));
     to.scratch = workspace.floats(images ? threads * scratch_size() : 0);
     return to;
   }
@@ -93,10 +97,10 @@ struct AttentionBlockForward {
   void pack_weights(const Team& team) const {
     pack_all<Isa>({{q, op.qkv_weight, 3 * channels},
                    {k, op.qkv_weight + channels, 3 * channels},
-                   {proj, op.proj_weight, channels},
                    {fc1, op.fc1_weight, hidden},
                    {fc2, op.fc2_weight, channels}},
                   team);
+    pack_all<Float>({{proj, op.proj_weight, channels}}, team);
     team.each(heads, [&](int head, int) {
       const Panels<Isa> values = values_of(head);
       for (int panel = 0; panel < values.count(); ++panel)
@@ -132,33 +136,34 @@ struct AttentionBlockForward {
     return {image, first, static_cast<long>(image) * tokens + first, left < block_tokens ? left : block_tokens};
   }
 
-  Panels<Isa> keys_in(const Images& of, long image) const {
-    return {of.k + image * Panels<Isa>::size(channels, tokens), channels, tokens};
+  Panels<Float> keys_in(const Images& of, long image) const {
+    return {of.k + image * Panels<Float>::size(channels, tokens), channels, tokens};
   }
 
-  Panels<Isa> values_in(const Images& of, long image, int head) const {
-    return {of.v + (image * heads + head) * Panels<Isa>::size(tokens, d), tokens, d};
+  Panels<Float> values_in(const Images& of, long image, int head) const {
+    return {of.v + (image * heads + head) * Panels<Float>::size(tokens, d), tokens, d};
   }
 
   // A block's q, k and v.
-  void project_in(const float* x, int item, const Images& to, float* normed) const {
+  void project_in(const float* x, int item, const Images& to, float* scratch) const {
     const Block block = block_of(item);
+    Element* normed = reinterpret_cast<Element*>(scratch);  // [block_tokens, P]
     for (int i = 0; i < block.count; ++i)
       layer_norm<Isa>(x + (block.row + i) * channels, op.norm1_weight, op.norm1_bias, channels, P,
                       normed + static_cast<long>(i) * P, op.epsilon1);
-    const Rows rows{normed, P, 1};
+    const Rows rows = rows_of<Isa>(normed, P);
     const float* bias = op.qkv_bias;
     const Vector scale = Isa::fill(1 / __builtin_sqrtf(d));
     multiply<Isa>(block.count, rows, q, [&](int i, int j, Vector value) {
       Isa::store(to.q + (block.row + i) * P + j, (value + optional<Isa>(bias, j, channels)) * scale);
     });
-    const Panels<Isa> keys = keys_in(to, block.image);
+    const Panels<Float> keys = keys_in(to, block.image);
     multiply<Isa>(block.count, rows, k, [&](int i, int j, Vector value) {
       store_down(value + optional<Isa>(bias ? bias + channels : nullptr, j, channels), keys, block.first + i, j);
     });
     for (int head = 0; head < heads; ++head) {
       const float* of_head = bias ? bias + 2 * channels + head * d : nullptr;
-      const Panels<Isa> values = values_in(to, block.image, head);
+      const Panels<Float> values = values_in(to, block.image, head);
       multiply<Isa>(block.count, rows, values_of(head), [&](int i, int j, Vector value) {
         values.put(j / wide, block.first + i, j % wide, value + optional<Isa>(of_head, j, d));
       });
@@ -166,7 +171,7 @@ struct AttentionBlockForward {
   }
 
   // Elements c and on of a token's row, as far as there are channels, into its column.
-  void store_down(Vector x, const Panels<Isa>& to, int token, int c) const {
+  void store_down(Vector x, const Panels<Float>& to, int token, int c) const {
     float elements[lanes];
     Isa::store(elements, x);
     float* column = to.panel(token / wide, c) + token % wide;
@@ -177,9 +182,9 @@ struct AttentionBlockForward {
   // The attention of all heads for a block's queries, [block_tokens, P].
   void attend(int item, const Images& of, float* mixed, float* scores) const {
     const Block block = block_of(item);
-    const Panels<Isa> keys = keys_in(of, block.image);
+    const Panels<Float> keys = keys_in(of, block.image);
     for (int head = 0; head < heads; ++head) {
-      const Panels<Isa> values = values_in(of, block.image, head);
+      const Panels<Float> values = values_in(of, block.image, head);
       for (long i = 0; i < block.count; i += tile_rows) {
         const int count = block.count - i < tile_rows ? block.count - i : tile_rows;
         look(count, of.q + (block.row + i) * P, head, keys, values, scores, mixed + i * P + head * d,
@@ -189,8 +194,8 @@ struct AttentionBlockForward {
   }
 
   // Softmax(q k^T) v of a head, for `count` queries that fit a tile, into rows of P.
-  void look(int count, const float* queries, int head, const Panels<Isa>& keys, const Panels<Isa>& values,
-            float* scores, float* to, float* softmax) const {
+  void look(int count, const float* queries, int head, const Panels<Float>& keys,
+            const Panels<Float>& values, float* scores, float* to, float* softmax) const {
     Vector scale[tile_rows];
     score(count, queries, head, keys, scores, scale);
     for (int i = 0; i < count; ++i) {
@@ -199,23 +204,23 @@ struct AttentionBlockForward {
       if (softmax) softmax[2 * i * heads] = most, softmax[2 * i * heads + 1] = share;
     }
     for (int panel = 0; panel < values.count(); ++panel)
-      multiply_panel<Isa>(count, tokens, {scores, S, 1}, values.panel(panel), wide, panel * wide, d,
+      multiply_panel<Float>(count, tokens, {scores, S, 1}, values.panel(panel), wide, panel * wide, d,
                           [&](int i, int j, Vector value) {
                             Isa::store(to + static_cast<long>(i) * P + j, value * scale[i], d - j);
                           });
   }
 
   // The scores [count, S], and vectors that have the largest of each row in one lane.
-  void score(int count, const float* queries, int head, const Panels<Isa>& keys, float* scores, Vector* most) const {
+  void score(int count, const float* queries, int head, const Panels<Float>& keys, float* scores, Vector* most) const {
     const Vector lowest = Isa::fill(-FLT_MAX);
     for (int i = 0; i < count; ++i) most[i] = lowest;
     for (int panel = 0; panel < keys.count(); ++panel)
-      multiply_panel<Isa>(count, d, {queries + head * d, P, 1}, keys.panel(panel, head * d), wide, panel * wide, tokens,
-                          [&](int i, int j, Vector value) {
-                            const Vector beyond = lowest - Isa::keep(lowest, tokens - j);
-                            Isa::store(scores + static_cast<long>(i) * S + j, value);
-                            most[i] = Isa::max(most[i], Isa::keep(value, tokens - j) + beyond);
-                          });
+      multiply_panel<Float>(count, d, {queries + head * d, P, 1}, keys.panel(panel, head * d), wide, panel * wide,
+                            tokens, [&](int i, int j, Vector value) {
+                              const Vector beyond = lowest - Isa::keep(lowest, tokens - j);
+                              Isa::store(scores + static_cast<long>(i) * S + j, value);
+                              most[i] = Isa::max(most[i], Isa::keep(value, tokens - j) + beyond);
+                            });
   }
 
   static float largest(Vector x) {
@@ -240,7 +245,7 @@ struct AttentionBlockForward {
   void project_out(const float* x, int item, const float* mixed, float* x1, const float* keep) const {
     const Block block = block_of(item);
     const Vector factor = factor_of<Isa>(keep, block.image);
-    multiply<Isa>(block.count, {mixed, P, 1}, proj, [&](int i, int j, Vector value) {
+    multiply<Float>(block.count, {mixed, P, 1}, proj, [&](int i, int j, Vector value) {
       const Vector before = Isa::load(x + (block.row + i) * channels + j, channels - j);
       const Vector update = value + optional<Isa>(op.proj_bias, j, channels);
       Isa::store(x1 + static_cast<long>(i) * P + j, Isa::fma(factor, update, before));
@@ -248,12 +253,13 @@ struct AttentionBlockForward {
   }
 
   // A block of y = x1 + MLP(LN2 x1).
-  void mlp(int item, const float* x1, float* y, float* normed, const Images& of) const {
+  void mlp(int item, const float* x1, float* y, float* scratch, const Images& of) const {
     const Block block = block_of(item);
     const Vector factor = factor_of<Isa>(of.keep2, block.image);
-    float* kept = of.hidden ? of.hidden + block.row * padded<Isa>(hidden) : nullptr;
-    float* sums = normed + static_cast<long>(block_tokens) * P;
-    float* active = sums + static_cast<long>(block_tokens) * P;  // [block_tokens, kHidden]
+    Element* kept = of.hidden ? of.hidden + block.row * padded<Isa>(hidden) : nullptr;
+    Element* normed = reinterpret_cast<Element*>(scratch);        // [block_tokens, P]
+    float* sums = scratch + static_cast<long>(block_tokens) * P;  // [block_tokens, P]
+    Element* active = reinterpret_cast<Element*>(sums + static_cast<long>(block_tokens) * P);  // [.., kHidden]
     float* to = y + block.row * channels;
     for (long i = 0; i < block.count; ++i)
       layer_norm<Isa>(x1 + i * P, op.norm2_weight, op.norm2_bias, channels, P, normed + i * P, op.epsilon2);

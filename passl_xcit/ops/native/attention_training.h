@@ -10,6 +10,8 @@ namespace passl_xcit {
 template <class Isa>
 struct AttentionBlockTraining : AttentionBlockForward<Isa> {
   using Base = AttentionBlockForward<Isa>;
+  using Element = typename Isa::Element;
+  using Float = typename Isa::Float;
   using Base::channels, Base::d, Base::heads, Base::hidden, Base::op, Base::P, Base::tokens;
   using typename Base::Images;
 
@@ -23,12 +25,12 @@ struct AttentionBlockTraining : AttentionBlockForward<Isa> {
     Workspace memory(of.saved);
     const size_t rows = static_cast<size_t>(batch) * tokens;
     saved.q = memory.floats(rows * P);
-    saved.k = memory.floats(batch * Panels<Isa>::size(channels, tokens));
-    saved.v = memory.floats(batch * heads * Panels<Isa>::size(tokens, d));
+    saved.k = memory.floats(batch * Panels<Float>::size(channels, tokens));
+    saved.v = memory.floats(batch * heads * Panels<Float>::size(tokens, d));
     saved.softmax = memory.floats(rows * heads * 2);
     saved.mixed = memory.floats(rows * P);
     saved.x1 = memory.floats(rows * P);
-    saved.hidden = memory.floats(rows * padded<Isa>(hidden));
+    saved.hidden = reinterpret_cast<Element*>(memory.floats(rows * padded<Isa>(hidden) / Isa::per_unit));
     saved.keep1 = of.keep1, saved.keep2 = of.keep2;
     saved_bytes = memory.bytes();
   }

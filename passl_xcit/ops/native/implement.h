@@ -1,4 +1,5 @@
-// The table of all operators for one instruction set. Those for class attention and CrossViT are in float32 always.
+// The table of all operators for one instruction set. Those for class attention, CrossViT's fusion among them, are in
+// float32 always.
 #pragma once
 
 #include "attention_backward.h"
@@ -36,10 +37,10 @@ const Operator* implemented() {
       {"stem_training", run<StemTrainingForward, Isa, StemTraining>},
       {"stem_saved", saved_of<StemTrainingForward, Isa, StemTraining>},
       {"stem_backward", run<StemTrainingBackward, Isa, StemBackward>},
-      {"attention_block", run<AttentionBlockForward, Float, AttentionBlock>},
-      {"attention_training", run<AttentionBlockTraining, Float, AttentionTraining>},
-      {"attention_saved", saved_of<AttentionBlockTraining, Float, AttentionTraining>},
-      {"attention_backward", run<AttentionBlockBackward, Float, AttentionBackward>},
+      {"attention_block", run<AttentionBlockForward, Isa, AttentionBlock>},
+      {"attention_training", run<AttentionBlockTraining, Isa, AttentionTraining>},
+      {"attention_saved", saved_of<AttentionBlockTraining, Isa, AttentionTraining>},
+      {"attention_backward", run<AttentionBlockBackward, Isa, AttentionBackward>},
       {"cross_attention", run<CrossAttentionForward, Float, CrossAttention>},
       {"cross_training", run<CrossTrainingForward, Float, CrossTraining>},
       {"cross_saved", saved_of<CrossTrainingForward, Float, CrossTraining>},
