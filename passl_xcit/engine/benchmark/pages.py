@@ -120,12 +120,12 @@ def _table(case, measurement, limits):
     peaks = [limits.get((what, case.cores)) for what in (case.precision, "copy")]
     able = {name: result for name, result in results.items() if "error" not in result}
     rows = [_row(name, result, first, case, list(zip(work, peaks))) for name, result in able.items()]
-    refused = [f"`{name}`: {_reason(result['error'])}" for name, result in results.items() if "error" in result]
+    refused = [f"`{name}`, {_reason(name, result['error'])}" for name, result in results.items() if "error" in result]
     return [*head, *rows, *([f"\nNot measured: {'; '.join(refused)}."] if refused else [])]
 
 
-def _reason(error):
-    return re.sub(r"^\w+Error: ", "", error).rstrip(".")
+def _reason(name, error):
+    return re.sub(rf"^(\w+Error: )?({name}: )?", "", error).rstrip(".")
 
 
 def _first_seconds(results):

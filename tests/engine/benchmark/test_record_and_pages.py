@@ -93,7 +93,7 @@ def test_what_is_no_benchmark_is_refused(tmp_path, content, reason):
 
 def test_a_table_tells_speeds_of_the_first_turn_by_turn_and_shares_of_the_limit():
     fast = {**RESULT, "seconds": [1.0, 1.0, 3.0], "difference": 2e-7}
-    refused = {"error": "ConfigError: no model of that kind"}
+    refused = {"error": "ConfigError: openvino: no model of that kind"}
     page = pages.tables(record_of({"eager": {**RESULT, "difference": 0.0}, "onednn": fast, "openvino": refused}))
     assert page[:4] == [
         "**xcit_nano_12_p16_224 inference float32, 224 px, batch 16, 2 threads**",
@@ -104,7 +104,7 @@ def test_a_table_tells_speeds_of_the_first_turn_by_turn_and_shares_of_the_limit(
     # 16 images of 0.556 G multiply-adds in 4 s and in 1 s, of 100 GFLOP/s; 1 GB, of 10 GB/s.
     assert page[4] == "| `eager` | 4.0 | **1.00 x** | 1.00 to 1.00 | 4% | 2% | 3.0 | 2.00 | 0e+00 |"
     assert page[5] == "| `onednn` | 16.0 | **2.00 x** | 2.00 to 4.00 | 18% | 10% | 3.0 | 2.00 | 2e-07 |"
-    assert page[6] == "\nNot measured: `openvino`: no model of that kind."
+    assert page[6] == "\nNot measured: `openvino`, no model of that kind."
 
 
 def test_a_page_gets_the_tables_of_the_files_that_its_blocks_name(tmp_path):
