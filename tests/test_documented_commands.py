@@ -41,7 +41,7 @@ EXPLAINED = {
 
 
 def parsed(command):
-    """What the tool makes of its arguments; fails the test where it does not take them."""
+    """What the tool makes of its arguments, None of `--help`; fails the test where it does not take them."""
     try:
         return importlib.import_module(f"tools.{command.tool}").parse_args(command.arguments)
     except SystemExit as error:

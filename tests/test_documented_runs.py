@@ -33,7 +33,7 @@ INPUTS = (
     *("real_labels", "class_list"),
 )
 # Two devices, trainings, minutes, a checkout to write to, minutes again (tools/benchmark.py has tests of its own).
-ELSEWHERE = ("compare", "runs", "check", "write", "models", "pipeline", "startup", "write_page")
+ELSEWHERE = ("compare", "runs", "check", "write", "models", "operators", "pipeline", "startup", "write_page")
 LARGE = 256  # pixels; above, the demo model takes many seconds an image
 
 
@@ -46,6 +46,8 @@ def inputs_of(args):
 
 def can_be_run(command, args):
     """Whether all that the command needs is here, and it takes no longer than an evaluation of the demo model."""
+    if args is None:  # it asks for help
+        return False
     if any(getattr(args, name, None) for name in ELSEWHERE) or re.search("--devices|--nnodes", command.line):
         return False
     inputs = inputs_of(args)

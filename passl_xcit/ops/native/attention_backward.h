@@ -34,7 +34,7 @@ struct AttentionBlockBackward : AttentionBlockTraining<Isa> {
   static constexpr int kRows = 48 / tile_rows * tile_rows;  // queries whose softmax is computed again at a time
 
   const AttentionGradients& out;
-  const int F;                                                        // hidden, in whole panels
+  const int F;                                      // hidden, in whole panels
   Panels<Float> q_back, k_back, v_back, proj_back;  // transposed
   Panels<Isa> fc1_back, fc2_back;                   // transposed
   AttentionSums sums[kMaxThreads];
