@@ -8,7 +8,7 @@ import ctypes
 import paddle
 
 from passl_xcit.ops.library import library
-from passl_xcit.ops.structures import addresses, addresses_in, affine, integers, pointers
+from passl_xcit.ops.structures import addresses, addresses_in, affine, check_tokens, integers, pointers
 from passl_xcit.ops.training import Training
 
 # In the order of the structs in native/operators.h.
@@ -40,6 +40,7 @@ def attention_block(block, x):
 
 
 def _attention_block(block, x, y):
+    check_tokens(x, None, block.norm1.weight.shape[0])
     sizes = (*x.shape, block.attn.num_heads, block.mlp.fc1.weight.shape[1])
     epsilons = (block.norm1.epsilon, block.norm2.epsilon)
     return AttentionBlock(*sizes, *epsilons, *addresses(x, y), *addresses_in(block, PARAMETERS))

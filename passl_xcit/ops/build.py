@@ -26,6 +26,7 @@ FILES = {
     "avx512.cc": AVX512,
     "avx512_bf16.cc": [*AVX512, "-mavx512bf16"],
 }
+SEAL_BYTES = hashlib.sha256().digest_size
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-fvisibility=hidden", "-w"]
 
 
@@ -54,7 +55,7 @@ def build(target=LIBRARY):
     """
     if not supported():
         raise BuildError(f"there are no native operators for {sys.platform} on {platform.machine()}")
-    compiler = shlex.split(os.environ.get("CXX", "")) or _found("g++", "c++")
+    compiler = _compiler()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build") as folder:
@@ -63,6 +64,17 @@ def build(target=LIBRARY):
             os.replace(result, target)
     except OSError as error:
         raise BuildError(str(error)) from error
+
+
+def _compiler():
+    """CXX, or one that is found."""
+    try:
+        asked = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        raise BuildError(f"CXX={os.environ['CXX']}: {error}") from error
+    if asked and not shutil.which(asked[0]):
+        raise BuildError(f"CXX={os.environ['CXX']}: there is no such compiler")
+    return asked or _found("g++", "c++")
 
 
 def _found(*names):
@@ -82,6 +94,21 @@ def _compile(compiler, folder, result):
     ]
     _run(commands)
     _run([[*compiler, "-shared", "-o", str(result), *map(str, objects.values())]])
+    if not result.exists():
+        raise BuildError(f"{compiler[0]} made no library; CXX must be a C++ compiler")
+    with open(result, "r+b") as file:
+        file.write(_seal(file.read()))
+
+
+def is_whole(path):
+    """Whether a library is as it was built. Loading one whose end is missing would end the process."""
+    content = path.read_bytes()
+    return content[-SEAL_BYTES:] == _seal(content[:-SEAL_BYTES])
+
+
+def _seal(content):
+    """What stands behind a library: its digest."""
+    return hashlib.sha256(content).digest()
 
 
 def _run(commands):

@@ -8,36 +8,60 @@ from paddle import nn
 from passl_xcit.ops.library import library
 
 OWN_OR_PADDLES = ("passl_xcit.", "paddle.nn.")
+# Attributes of Paddle's layers and of ours, and methods that somebody replaced in one object.
+SETTINGS = ("num_heads", "tokens_norm", "forward", "_epsilon", "_use_global_stats", "_data_format")
+SETTINGS += ("_stride", "_padding", "_padding_mode", "_dilation", "_groups")
 
 
 def applies(layer, x):
     """Whether the native function of `layer` computes what its `forward` would, for the input `x` and no gradient.
 
-    It does not where a program is traced or a gradient wanted, on other devices and dtypes, while training, and where
-    something was hung into the layer: a hook, or a sublayer of another kind.
+    It does not where a program is traced or a gradient wanted, on other devices and dtypes, while anything in it is
+    training, and where the layer is not as it was made: a hook, a sublayer of another kind, size or setting.
     """
-    return not layer.training and _fits(layer, x) and not _wants_gradients(layer, x)
+    return not layer.training and _fits(layer, x) and not _wants_gradients(layer, x) and not _trains_anywhere(layer)
 
 
 def applies_in_training(layer, x):
     """Whether a native function of `layer` does so for gradients: as `applies`, without dropout.
 
-    All of its BatchNorm layers have to be training, too.
+    All of its BatchNorm layers have to be training, too, on more than one value a channel.
     """
-    return layer.training and _fits(layer, x) and _wants_gradients(layer, x) and _trains_plainly(layer)
+    return layer.training and _fits(layer, x) and _wants_gradients(layer, x) and _trains_plainly(layer, x)
 
 
-def _trains_plainly(layer):
+def made_of(layer):
+    """What decides what a layer computes, but for the values of its parameters: kinds, settings and shapes.
+
+    A layer that has native functions keeps it as `native_parts` when it is made, to be known again.
+    """
+    return _made_of(layer.sublayers(include_self=True), layer.parameters())
+
+
+def _made_of(layers, parameters):
+    kinds = [(type(each), *map(vars(each).get, SETTINGS)) for each in layers]  # `getattr` takes Paddle's layers long
+    return kinds, [parameter.shape for parameter in parameters]
+
+
+def _trains_anywhere(layer):
+    return any(each.training for each in layer.sublayers())
+
+
+def _trains_plainly(layer, x):
     layers = layer.sublayers()
-    norms = [each for each in layers if isinstance(each, (nn.BatchNorm2D, nn.SyncBatchNorm))]
+    norms = [each for each in layers if isinstance(each, nn.BatchNorm2D)]
+    if norms and x.ndim == 3 and x.shape[0] * x.shape[1] == 1:
+        return False
     drops = any(isinstance(each, nn.Dropout) and each.p for each in layers)
-    return not drops and all(type(norm) is nn.BatchNorm2D and norm.training for norm in norms)
+    return not drops and all(norm.training for norm in norms)
 
 
 def _fits(layer, x):
-    if not paddle.in_dynamic_mode() or library() is None or not is_plain(x):
+    if not paddle.in_dynamic_mode() or library() is None or not is_plain(x) or 0 in x.shape:
         return False
-    return all(map(_is_known, layer.sublayers(include_self=True))) and all(map(is_plain, layer.parameters()))
+    layers, parameters = layer.sublayers(include_self=True), layer.parameters()
+    as_made = vars(layer).get("native_parts") in (None, _made_of(layers, parameters))
+    return as_made and all(map(_is_known, layers)) and all(map(is_plain, parameters))
 
 
 def _wants_gradients(layer, x):
@@ -52,7 +76,7 @@ def is_plain(tensor):
 def _is_known(layer):
     if layer._forward_pre_hooks or layer._forward_post_hooks:  # Paddle has no public way to ask for them
         return False
-    options = vars(layer)  # `getattr` of what is not there takes Paddle's layers long
+    options = vars(layer)
     plain = options.get("act", "gelu") != "gelu_tanh" and options.get("qk_norm", True)
     return plain and _is_own_or_paddles(type(layer))
 

@@ -8,7 +8,7 @@ import ctypes
 import paddle
 
 from passl_xcit.ops.library import library
-from passl_xcit.ops.structures import address, addresses, addresses_in, affine, integers, pointers
+from passl_xcit.ops.structures import address, addresses, addresses_in, affine, check_tokens, integers, pointers
 from passl_xcit.ops.training import Training
 
 # In the order of the structs in native/operators.h.
@@ -44,6 +44,7 @@ def _class_tokens(x):
 
 
 def _cross_attention(block, x, y):
+    check_tokens(x, None, block.norm1.weight.shape[0])
     sizes = (*x.shape, block.attn.num_heads, block.norm1.epsilon)
     return CrossAttention(*sizes, *addresses(x, y), *addresses_in(block, PARAMETERS))
 

@@ -46,6 +46,8 @@ class Library:
         if not path.exists():
             raise Unusable(f"not built: `{BUILD_COMMAND}` does it where there is a C++ compiler")
         try:
+            if not build.is_whole(path):
+                raise Unusable(f"{path} cannot be loaded: it is damaged or not ours; `{BUILD_COMMAND}` builds it")
             self._functions = ctypes.CDLL(str(path))
             self._check_digest(path)
         except (OSError, AttributeError) as error:

@@ -17,6 +17,15 @@ def integers(*names):
     return [(name, ctypes.c_int64) for name in names]
 
 
+def check_tokens(x, tokens, channels):
+    """
+    Raises:
+        ValueError: x is not [B, tokens, channels]; any number of tokens where that is None.
+    """
+    if x.ndim != 3 or x.shape[2] != channels or tokens not in (None, x.shape[1]):
+        raise ValueError(f"expected tokens [B, {tokens or 'M'}, {channels}], not {list(x.shape)}")
+
+
 def parameters_of(layer, names):
     """Parameters and buffers, None for those that the layer does without."""
     listed = dict(layer.named_parameters())  # faster than attributes; one that has two names is listed once

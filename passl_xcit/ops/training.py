@@ -3,6 +3,7 @@
 import paddle
 from paddle.autograd import PyLayer
 
+from passl_xcit.ops.conditions import is_plain
 from passl_xcit.ops.library import library
 from passl_xcit.ops.structures import address, addresses, parameters_of
 
@@ -38,20 +39,29 @@ class Training:
 
     def apply(self, x):
         """y, with gradients of x and the parameters"""
-        return _Operator.apply(x, self, *self.tensors())
+        self.given = self.tensors()
+        return _Operator.apply(x, self, *self.given)
 
     def tensors(self):
         """The parameters and the constant ones, None for those that the layer does without."""
         return parameters_of(self.layer, (*self.parameters, *self.constant))
 
     def gradients_of(self, inputs, saved, dy):
-        """Gradients of `inputs`, x and the parameters that there are."""
+        """Gradients of `inputs`, x and the parameters that there are.
+
+        Raises:
+            RuntimeError: the layer has other parameters than in the forward pass.
+        """
+        tensors = self.tensors()
+        if not all(now is then and (now is None or is_plain(now)) for now, then in zip(tensors, self.given)):
+            kind = type(self.layer).__name__
+            raise RuntimeError(f"{kind}: a parameter was replaced between the forward and the backward pass")
         forward, dy = self.forward_struct(inputs[0], dy), dy.contiguous()
         forward.saved = address(saved)
         gradients = [paddle.empty_like(tensor) for tensor in inputs]
         operator = self.Backward(forward, *addresses(dy, gradients[0]))
         names = (*self.parameters, *self.constant)
-        there = [name for name, tensor in zip(names, self.tensors()) if tensor is not None]
+        there = [name for name, tensor in zip(names, tensors) if tensor is not None]
         for name, gradient in zip(there, gradients[1:]):
             if name in self.constant:
                 gradient.zero_()

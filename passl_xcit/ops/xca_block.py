@@ -10,7 +10,7 @@ import paddle
 
 from passl_xcit.ops.batch_norm import move_statistics
 from passl_xcit.ops.library import library
-from passl_xcit.ops.structures import addresses, addresses_in, affine, integers, pointers
+from passl_xcit.ops.structures import addresses, addresses_in, affine, check_tokens, integers, pointers
 from passl_xcit.ops.training import Training
 
 # In the order of the structs in native/operators.h.
@@ -64,6 +64,7 @@ def _in_bfloat16(block):
 
 
 def _xca_block(block, x, y, height, width):
+    check_tokens(x, height * width, block.gamma1.shape[0])
     batch, _, channels = x.shape
     sizes = (batch, height, width, channels, block.attn.num_heads, block.mlp.fc1.weight.shape[1])
     return XcaBlock(*sizes, *addresses(x, y), *addresses_in(block, PARAMETERS))

@@ -86,6 +86,15 @@ def test_what_is_no_library_is_not_used(tmp_path, content):
         library.Library(path)
 
 
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+def test_a_library_whose_end_is_missing_is_not_used(built, tmp_path, share):
+    path = tmp_path / "libpassl_xcit.so"
+    content = built.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(library.Unusable, match="cannot be loaded: it is damaged .*`python -m passl_xcit.ops.build`"):
+        library.Library(path)
+
+
 def test_a_library_of_somebody_else_is_not_used(built):
     with pytest.raises(library.Unusable, match="cannot be loaded"):
         library.Library(Path(library.paddle.sysconfig.get_lib()) / "libiomp5.so")
@@ -125,7 +134,9 @@ def test_the_doctor_refuses_a_library_that_is_on_but_not_there(unusable, monkeyp
 @pytest.mark.parametrize(
     ("compiler", "line"),
     [
-        ("/nonexistent/g++", "/nonexistent/g++"),
+        ("/nonexistent/g++", "CXX=/nonexistent/g\\+\\+: there is no such compiler"),
+        ("'g++", "CXX='g\\+\\+: No closing quotation"),
+        ("true", "true made no library; CXX must be a C\\+\\+ compiler"),
         (f"{sys.executable} -c 'import sys; sys.exit(\"fatal error: no such header\")'", "fatal error: no such header"),
     ],
 )

@@ -20,6 +20,7 @@ from passl_xcit.ops.library import PRECISION, library, native_precision
 OF_A_GRADIENT, OF_A_SMALL_ONE = 0.012, 0.04
 # The gradients of these are sums over the tokens, of numbers of the order of 1, that can cancel out.
 CANCELLING = ("norm1.bias", "attn.qkv.bias", "attn.temperature")
+CANCELLING += (".1.weight", ".1.bias")  # of a stem's BatchNorm
 OF_A_TERM = 0.15
 widths = st.tuples(st.integers(1, 4), st.integers(4, 24).map(lambda half: 2 * half))  # heads, channels of each
 sides = st.integers(5, 17)
@@ -43,7 +44,7 @@ def root_mean_square(array):
 
 def close(ours, exact, share=OF_A_GRADIENT):
     for name, value in exact.items():
-        limit = max(share * root_mean_square(value), OF_A_TERM * (name in CANCELLING))
+        limit = max(share * root_mean_square(value), OF_A_TERM * name.endswith(CANCELLING))
         assert root_mean_square(ours[name] - value) < limit, name
 
 
@@ -110,7 +111,7 @@ def test_a_stems_gradients_at_the_widths_of_models(size):
 @given(
     st.sampled_from([2, 4, 8]),
     st.integers(1, 5),
-    st.sampled_from([1, 3, 4, 9, 16, 20]),
+    st.sampled_from([4, 9, 16, 20]),
     sides,
     sides,
     st.integers(1, 4),

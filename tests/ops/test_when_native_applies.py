@@ -1,19 +1,23 @@
 """When the native operators are used and when the portable formulation has to be; threads, processes, new weights."""
 
+import copy
 import multiprocessing
 import os
 import threading
+from operator import attrgetter
 from unittest import mock
 
 import numpy as np
 import paddle
 import pytest
 from paddle import nn
+from test_native_crossvit import make_block, make_fusion
 from test_native_xcit import draw, make_class_block, make_xca_block, natively, portable, same
+from training_passes import filled_in_training
 
 from passl_xcit.modeling.attention import channel_maps
 from passl_xcit.modeling.backbones.xcit import XCiT
-from passl_xcit.ops.conditions import applies
+from passl_xcit.ops.conditions import applies, applies_in_training
 from passl_xcit.ops.library import portable as paddle_only
 
 TINY = {"patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3}
@@ -86,6 +90,87 @@ def test_it_is_not_used_with_a_layer_of_the_users_own(block, x):
 
     block.mlp.fc1 = Adapted(24, 96)
     assert not used(block, x)
+
+
+def replaced(path, make):
+    """What puts another layer in the place of one."""
+
+    def change(block):
+        *parents, name = path.split(".")
+        setattr(attrgetter(".".join(parents))(block) if parents else block, name, make())
+
+    return change
+
+
+CHANGES = {
+    "another activation": replaced("mlp.act", nn.ReLU),
+    "other layers in place of one": replaced("mlp.fc1", lambda: nn.Sequential(nn.Linear(24, 96), nn.ReLU())),
+    "no norm": replaced("norm1", nn.Identity),
+    "a norm without weights": replaced("norm2", lambda: nn.LayerNorm([24], weight_attr=False, bias_attr=False)),
+    "another epsilon": lambda block: setattr(block.norm3, "_epsilon", 1e-3),
+    "a narrower layer": replaced("mlp.fc1", lambda: nn.Linear(24, 8)),
+    "a dilated convolution": replaced("local_mp.conv1", lambda: nn.Conv2D(24, 24, 3, padding=2, dilation=2, groups=24)),
+    "a full convolution": replaced("local_mp.conv1", lambda: nn.Conv2D(24, 24, 3, padding=1)),
+    "other heads": lambda block: setattr(block.attn, "num_heads", 4),
+    "no factor": replaced("gamma1", lambda: None),
+    "another forward": lambda block: setattr(block.attn, "forward", lambda x: x),
+    "statistics of its own": replaced("local_mp.bn", lambda: nn.BatchNorm2D(24, use_global_stats=False)),
+}
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("change", CHANGES)
+def test_it_is_not_used_for_a_block_that_was_changed(block, x, change, training):
+    block.train() if training else block.eval()
+    for dropout in (layer for layer in block.sublayers() if isinstance(layer, nn.Dropout)):
+        dropout.p = 0.0
+    asked = applies_in_training if training else used
+    assert asked(block, x)
+    CHANGES[change](block)
+    block.train() if training else block.eval()
+    assert not asked(block, x)
+
+
+def test_it_is_used_for_a_copy(block, x):
+    assert used(copy.deepcopy(block), x)
+
+
+@pytest.mark.parametrize("part", ["local_mp.bn", "attn.attn_drop"])
+def test_it_is_not_used_where_a_part_is_training(block, x, part):
+    attrgetter(part)(block).train()
+    assert not used(block, x)
+
+
+def test_it_is_not_used_for_no_images_and_one_value_a_channel(block):
+    assert not used(block, paddle.zeros([0, 12, 24]))
+    block.train()
+    for layer in block.sublayers():
+        if isinstance(layer, nn.Dropout):
+            layer.p = 0.0
+    assert applies_in_training(block, paddle.zeros([1, 2, 24]))
+    assert not applies_in_training(block, paddle.zeros([1, 1, 24]))
+
+
+@pytest.mark.parametrize("shape", [[4, 16, 24], [2, 12, 32], [12, 24]])
+def test_tokens_of_another_shape_are_refused(block, shape):
+    with paddle.no_grad(), pytest.raises(ValueError, match=r"expected tokens \[B, 12, 24\], not \["):
+        block(paddle.zeros(shape), 3, 4)
+
+
+@pytest.mark.parametrize("make", [make_class_block, make_block, make_fusion])
+def test_tokens_of_other_channels_are_refused(native, make):
+    with paddle.no_grad(), pytest.raises(ValueError, match=r"expected tokens \[B, M, 24\], not \[2, 12, 32\]"):
+        make(3, 8)[0](paddle.zeros([2, 12, 32]))
+
+
+def test_a_parameter_that_is_replaced_before_the_backward_pass_is_told(native):
+    block, x = filled_in_training(make_xca_block(3, 8)[0])[0], paddle.to_tensor(draw([2, 12, 24]))
+    y = block(x, 3, 4)
+    block.mlp.fc1 = nn.Linear(24, 96)
+    with pytest.raises(
+        (RuntimeError, OSError), match="XCABlock: a parameter was replaced between the forward and the backward"
+    ):
+        y.sum().backward()
 
 
 def test_it_is_not_used_for_the_maths_of_mindcv(native):

@@ -29,7 +29,7 @@ from passl_xcit.modeling.layers import (
 )
 from passl_xcit.modeling.resize import SCALINGS, scale_images
 from passl_xcit.ops.attention_block import attention_block, train_attention_block
-from passl_xcit.ops.conditions import applies, applies_in_training
+from passl_xcit.ops.conditions import applies, applies_in_training, made_of
 from passl_xcit.ops.cross_attention import cross_attention, train_cross_attention
 from passl_xcit.utils.registry import BACKBONES
 
@@ -109,6 +109,7 @@ class Block(nn.Layer):
         self.norm2 = BlockNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
         self.drop_path = DropPath(drop_path)
+        self.native_parts = made_of(self)
 
     def forward(self, x):
         """[B, M, C] -> [B, M, C]"""
@@ -128,6 +129,7 @@ class CrossAttentionBlock(nn.Layer):
         self.norm1 = BlockNorm(dim)
         self.attn = CrossAttention(dim, num_heads, qkv_bias, attn_drop, drop)
         self.drop_path = DropPath(drop_path)
+        self.native_parts = made_of(self)
 
     def forward(self, x):
         """x [B, M, C], class token first -> the new class token [B, 1, C]"""

@@ -32,7 +32,7 @@ from passl_xcit.modeling.layers import (
     trunc_normal_,
 )
 from passl_xcit.ops.class_block import class_block, train_class_block
-from passl_xcit.ops.conditions import applies, applies_in_training
+from passl_xcit.ops.conditions import applies, applies_in_training, made_of
 from passl_xcit.ops.stem import stem, train_stem
 from passl_xcit.ops.xca_block import train_xca_block, xca_block
 from passl_xcit.utils.registry import BACKBONES
@@ -53,6 +53,7 @@ class ConvPatchEmbed(nn.Layer):
             conv = nn.Conv2D(c_in, c_out, 3, stride=2, padding=1, bias_attr=False)
             layers += [nn.Sequential(conv, nn.BatchNorm2D(c_out)), Gelu()]
         self.proj = nn.Sequential(*layers[:-1])
+        self.native_parts = made_of(self)
 
     def forward(self, images):
         """images [B, in_chans, H * p, W * p] -> [B, C, H, W]"""
@@ -198,6 +199,7 @@ class XCABlock(nn.Layer):
         self.gamma1 = parameter_filled(self, [dim], eta)
         self.gamma2 = parameter_filled(self, [dim], eta)
         self.gamma3 = parameter_filled(self, [dim], eta)
+        self.native_parts = made_of(self)
 
     def forward(self, x, height, width):
         """[B, N, C] -> [B, N, C]"""
@@ -236,6 +238,7 @@ class ClassAttentionBlock(nn.Layer):
         self.gamma1 = parameter_filled(self, [dim], eta)
         self.gamma2 = parameter_filled(self, [dim], eta)
         self.tokens_norm = tokens_norm
+        self.native_parts = made_of(self)
 
     def forward(self, x):
         """x [B, M, C], class token first -> [B, M, C]"""
@@ -372,7 +375,8 @@ class XCiT(Backbone):
         """The native function that computes the stem and adds the positional encoding, or None."""
         if all(applies(layer, images) for layer in (self.patch_embed, self.pos_embeder, self.pos_drop)):
             return stem
-        if applies_in_training(self.patch_embed, images) and not self.pos_drop.p:
+        tokens = math.prod(images.shape) // (images.shape[1] * self.patch_size**2)  # of all images
+        if applies_in_training(self.patch_embed, images) and not self.pos_drop.p and tokens > 1:
             return train_stem
         return None
 
