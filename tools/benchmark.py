@@ -104,12 +104,14 @@ def main(argv=None):
     record.measure_cases(cases)
     if args.pipeline:
         cfg = load_config(args.pipeline, overrides_of(args, args.pipeline, splits=("val",)))
-        record.measure_section("pipeline", lambda *how: measure_pipeline(cfg, args.num_workers, *how))
+        of = {"config": args.pipeline, "override": args.override, "num_workers": args.num_workers}
+        record.measure_section("pipeline", of, lambda *how: measure_pipeline(cfg, args.num_workers, *how))
     if args.operators:
         size = args.batch_sizes[0], args.image_sizes[0]
-        record.measure_section("operators", lambda *how: measure_operators(args.operators, *size, *how))
+        of = {"models": args.operators, "batch_size": size[0], "image_size": size[1]}
+        record.measure_section("operators", of, lambda *how: measure_operators(args.operators, *size, *how))
     if args.startup:
-        record.measure_section("startup", measure_startup)
+        record.measure_section("startup", {}, measure_startup)
     print("\n".join(page_of(record.data)))
 
 

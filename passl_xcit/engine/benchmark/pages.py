@@ -36,8 +36,10 @@ def write_page(path):
     path = Path(path)
     try:
         page = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'it is no UTF-8'}") from error
+    if page.count("<!-- benchmark:begin ") != len(BLOCK.findall(page)):
+        raise DataError(f"{path}: has a block without its end, <!-- benchmark:end -->, or without a file's name")
     if not BLOCK.search(page):
         raise DataError(f"{path}: has no block <!-- benchmark:begin FILE.json --> ... <!-- benchmark:end -->")
 
@@ -141,12 +143,17 @@ def _row(name, result, first, case, limited):
         f"{case.processes * case.batch_size / seconds:.1f}",
         f"**{median:.2f} x**",
         f"{low:.2f} to {high:.2f}",
-        *(f"{case.processes * work / seconds / rate:.0%}" if rate else "?" for work, rate in limited),
+        *(_share(case.processes * work / seconds, rate) for work, rate in limited),
         f"{result['build_seconds'] + result['first_step_seconds']:.1f}",
         f"{result['peak_memory'] / 1e9:.2f}" if result["peak_memory"] else "?",
         f"{result['difference']:.0e}",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _share(rate, limit):
+    """Of the machine's limit; "?" where it was not measured, or while somebody else used the machine."""
+    return f"{rate / limit:.0%}" if limit and rate < 1.1 * limit else "?"
 
 
 def speed_lines(record):

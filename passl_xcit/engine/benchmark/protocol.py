@@ -68,6 +68,14 @@ def memory_of(name):
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), None)
 
 
+def _last_line(path, begin):
+    """What was printed last after `begin` bytes of a log, which is why a process ended; "" if nothing was."""
+    with contextlib.suppress(OSError):
+        lines = Path(path).read_bytes()[begin:].decode(errors="replace").splitlines()
+        return next((f"{line.strip()[:200]}; " for line in reversed(lines) if line.strip()), "")
+    return ""
+
+
 class Worker:
     """The benchmark's end of one process.
 
@@ -79,7 +87,7 @@ class Worker:
     """
 
     def __init__(self, command, environment, task, log):
-        pipe, self.log = subprocess.PIPE, log
+        pipe, self.log, self.begin = subprocess.PIPE, log, os.fstat(log.fileno()).st_size
         self.process = subprocess.Popen(
             command, stdin=pipe, stdout=pipe, stderr=log, text=True, env={**os.environ, **environment}
         )
@@ -95,8 +103,14 @@ class Worker:
         line = self.process.stdout.readline()
         if not line:
             code = self.process.wait()
-            raise WorkerError(f"the process ended without an answer (exit code {code}): see {self.log.name}")
-        answer = json.loads(line)
+            said = _last_line(self.log.name, self.begin)
+            raise WorkerError(f"the process ended without an answer (exit code {code}): {said}see {self.log.name}")
+        try:
+            answer = json.loads(line)
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            raise WorkerError(f"the process is no worker of this benchmark: it said {line.strip()[:60]!r}")
         if "error" in answer:
             raise WorkerError(answer["error"])
         return answer

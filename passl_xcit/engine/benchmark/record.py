@@ -10,7 +10,7 @@ from passl_xcit.engine.benchmark.measure import measure
 from passl_xcit.utils.errors import ConfigError, DataError
 from passl_xcit.utils.new_file import make_parent, replace_file
 
-VERSION = 2
+VERSION = 3
 NOTHING = {"measurements": [], "pipeline": None, "startup": None, "operators": None}
 
 
@@ -49,10 +49,20 @@ class Record:
             found = {"case": case._asdict(), "date": _now(), **moved, "results": results}
             self._write(measurements=[*self.data["measurements"], found])
 
-    def measure_section(self, name, measure_it):
-        """Call `measure_it(repeats, told)` for the section `name`, such as "pipeline", if it is not there yet."""
-        if self.data[name] is None:
-            self._write(**{name: {"date": _now(), "found": measure_it(self.repeats, self.told)}})
+    def measure_section(self, name, of, measure_it):
+        """Call `measure_it(repeats, told)` for the section `name`, such as "pipeline", if it is not there yet.
+
+        Args:
+            of: what is measured, as JSON has it.
+
+        Raises:
+            ConfigError: what is there is that of something else.
+        """
+        there = self.data[name]
+        if there is None:
+            self._write(**{name: {"date": _now(), "of": of, "found": measure_it(self.repeats, self.told)}})
+        elif there["of"] != of:
+            raise ConfigError(f"{self.path}: has {name} of {there['of']}, not of {of}; give another file")
 
     def _write(self, **parts):
         self.data = {**self.data, **parts}
@@ -75,7 +85,8 @@ def read_record(path):
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise DataError(f"{path}: is no JSON: {error}") from error
-    if not isinstance(record, dict) or record.get("version") != VERSION or not set(NOTHING) <= set(record):
+    parts = {"machine", "settings", *NOTHING}
+    if not isinstance(record, dict) or record.get("version") != VERSION or not parts <= set(record):
         raise DataError(f"{path}: is no file of tools/benchmark.py, version {VERSION}")
     return record
 

@@ -81,7 +81,12 @@ def test_a_file_that_was_measured_otherwise_is_not_gone_on_with(tmp_path, no_wor
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(None, "cannot be read: No such file"), (b"{", "is no JSON"), (b"[1]", "is no file of tools/benchmark.py")],
+    [
+        (None, "cannot be read: No such file"),
+        (b"{", "is no JSON"),
+        (b"[1]", "is no file of tools/benchmark.py"),
+        (json.dumps({"version": VERSION, **NOTHING}).encode(), "is no file of tools/benchmark.py"),
+    ],
 )
 def test_what_is_no_benchmark_is_refused(tmp_path, content, reason):
     path = tmp_path / "b.json"
@@ -136,9 +141,27 @@ def test_a_page_without_a_block_or_with_a_block_of_no_file_is_refused(tmp_path):
     page.write_text("text")
     with pytest.raises(DataError, match="page.md: has no block"):
         pages.write_page(page)
+    page.write_bytes(b"caf\xe9")
+    with pytest.raises(DataError, match="page.md: cannot be read: it is no UTF-8"):
+        pages.write_page(page)
     page.write_text("<!-- benchmark:begin b.json -->\n<!-- benchmark:end -->")
     with pytest.raises(DataError, match="b.json: cannot be read"):
         pages.write_page(page)
+
+
+@pytest.mark.parametrize("rest", ["", "\n<!-- benchmark:begin b.json -->\n<!-- benchmark:end -->\n"])
+def test_a_block_without_its_end_takes_no_text_along(tmp_path, rest):
+    (tmp_path / "b.json").write_text(json.dumps(record_of({"eager": {**RESULT, "difference": 0.0}})))
+    page = tmp_path / "page.md"
+    page.write_text(f"<!-- benchmark:begin b.json -->\nprose{rest}")
+    with pytest.raises(DataError, match="page.md: has a block without its end"):
+        pages.write_page(page)
+    assert "prose" in page.read_text()
+
+
+def test_a_share_above_the_limit_is_not_told():
+    fast = {**RESULT, "seconds": [0.1], "difference": 0.0}  # 178 GFLOP/s of 100
+    assert pages.tables(record_of({"eager": fast}))[4].split(" | ")[4] == "?"
 
 
 def test_a_training_step_counts_three_times_the_products():
@@ -219,5 +242,23 @@ def test_a_python_without_timm_is_told(tmp_path):
     record = Record(tmp_path / "b.json", contenders_of(["timm-eager"], sys.executable), 1)
     record.measure_cases([case])
     error = record.data["measurements"][0]["results"]["timm-eager"]["error"]
-    assert error == f"the process ended without an answer (exit code 1): see {tmp_path / 'b.log'}"
-    assert "No module named 'timm'" in (tmp_path / "b.log").read_text()
+    said = "ModuleNotFoundError: No module named 'timm'"
+    assert error == f"the process ended without an answer (exit code 1): {said}; see {tmp_path / 'b.log'}"
+
+
+def test_a_program_that_is_no_python_is_told(tmp_path):
+    case = Case("xcit_nano_12_p16", "inference", 1, 32, "float32", 1)
+    record = Record(tmp_path / "b.json", contenders_of(["timm-eager"], "/bin/echo"), 1)
+    record.measure_cases([case])
+    error = record.data["measurements"][0]["results"]["timm-eager"]["error"]
+    assert error.startswith("the process is no worker of this benchmark: it said '")
+
+
+def test_a_section_of_something_else_is_not_shown_for_what_was_asked(tmp_path):
+    def measure(repeats, told):
+        return {"seconds": [repeats]}
+
+    Record(tmp_path / "b.json", [], 3).measure_section("operators", {"models": ["a"]}, measure)
+    Record(tmp_path / "b.json", [], 3).measure_section("operators", {"models": ["a"]}, None)
+    with pytest.raises(ConfigError, match="b.json: has operators of {'models': \\['a'\\]}, not of .*give another file"):
+        Record(tmp_path / "b.json", [], 3).measure_section("operators", {"models": ["b"]}, measure)
