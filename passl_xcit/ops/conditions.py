@@ -19,7 +19,11 @@ def applies(layer, x):
     It does not where a program is traced or a gradient wanted, on other devices and dtypes, while anything in it is
     training, and where the layer is not as it was made: a hook, a sublayer of another kind, size or setting.
     """
-    return not layer.training and _fits(layer, x) and not _wants_gradients(layer, x) and not _trains_anywhere(layer)
+    if layer.training or not _takes(x):
+        return False
+    layers, parameters = layer.sublayers(include_self=True), layer.parameters()
+    trains = _wants_gradients(x, parameters) or any(each.training for each in layers)
+    return not trains and _is_as_made(layer, layers, parameters)
 
 
 def applies_in_training(layer, x):
@@ -27,7 +31,11 @@ def applies_in_training(layer, x):
 
     All of its BatchNorm layers have to be training, too, on more than one value a channel.
     """
-    return layer.training and _fits(layer, x) and _wants_gradients(layer, x) and _trains_plainly(layer, x)
+    if not layer.training or not _takes(x):
+        return False
+    layers, parameters = layer.sublayers(include_self=True), layer.parameters()
+    trains = _wants_gradients(x, parameters) and _trains_plainly(layers, x)
+    return trains and _is_as_made(layer, layers, parameters)
 
 
 def made_of(layer):
@@ -43,12 +51,7 @@ def _made_of(layers, parameters):
     return kinds, [parameter.shape for parameter in parameters]
 
 
-def _trains_anywhere(layer):
-    return any(each.training for each in layer.sublayers())
-
-
-def _trains_plainly(layer, x):
-    layers = layer.sublayers()
+def _trains_plainly(layers, x):
     norms = [each for each in layers if isinstance(each, nn.BatchNorm2D)]
     if norms and x.ndim == 3 and x.shape[0] * x.shape[1] == 1:
         return False
@@ -56,16 +59,17 @@ def _trains_plainly(layer, x):
     return not drops and all(norm.training for norm in norms)
 
 
-def _fits(layer, x):
-    if not paddle.in_dynamic_mode() or library() is None or not is_plain(x) or 0 in x.shape:
-        return False
-    layers, parameters = layer.sublayers(include_self=True), layer.parameters()
+def _takes(x):
+    return paddle.in_dynamic_mode() and library() is not None and is_plain(x) and 0 not in x.shape
+
+
+def _is_as_made(layer, layers, parameters):
     as_made = vars(layer).get("native_parts") in (None, _made_of(layers, parameters))
     return as_made and all(map(_is_known, layers)) and all(map(is_plain, parameters))
 
 
-def _wants_gradients(layer, x):
-    return paddle.is_grad_enabled() and not all(tensor.stop_gradient for tensor in (x, *layer.parameters()))
+def _wants_gradients(x, parameters):
+    return paddle.is_grad_enabled() and not all(tensor.stop_gradient for tensor in (x, *parameters))
 
 
 def is_plain(tensor):

@@ -104,11 +104,10 @@ class _TrainedStem(PyLayer):
     def backward(ctx, dy):
         saved, images, positions, *weights = ctx.saved_tensor()
         inputs, dy = (images, positions, *weights), dy.contiguous()
-        wanted = [not tensor.stop_gradient for tensor in inputs]
         gradients = [paddle.empty_like(tensor) for tensor in inputs]
         forward = StemTraining(_stem(ctx.call.patch_embed, images, positions, dy), saved=address(saved))
         # Gradients of images and positions are computed only if somebody wants them.
-        first_two = [address(gradient) if want else None for gradient, want in zip(gradients[:2], wanted)]
+        first_two = addresses(*wanted_of(gradients[:2], inputs))
         operator = StemBackward(forward, address(dy), *first_two)
         for index, name in enumerate(TRAINED):
             of_name = gradients[2 + index :: len(TRAINED)]

@@ -1,5 +1,7 @@
 """What operators with gradients share: a forward operator that saves what the backward operator needs, in a PyLayer."""
 
+from abc import ABC, abstractmethod
+
 import paddle
 from paddle.autograd import PyLayer
 
@@ -8,7 +10,7 @@ from passl_xcit.ops.library import library
 from passl_xcit.ops.structures import address, addresses, parameters_of
 
 
-class Training:
+class Training(ABC):
     """One call of a layer's operators in training, x -> y, with what no gradient is taken of.
 
     Attributes:
@@ -29,9 +31,9 @@ class Training:
         """An empty tensor for y."""
         return paddle.empty_like(x)
 
+    @abstractmethod
     def forward_struct(self, x, y):
         """The struct of <name>_training, its `saved` not set."""
-        raise NotImplementedError
 
     def run_forward(self, operator):
         """Compute what the struct of <name>_training says."""

@@ -38,9 +38,10 @@ def write_page(path):
         page = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'it is no UTF-8'}") from error
-    if page.count("<!-- benchmark:begin ") != len(BLOCK.findall(page)):
+    blocks = len(BLOCK.findall(page))
+    if page.count("<!-- benchmark:begin ") != blocks:
         raise DataError(f"{path}: has a block without its end, <!-- benchmark:end -->, or without a file's name")
-    if not BLOCK.search(page):
+    if not blocks:
         raise DataError(f"{path}: has no block <!-- benchmark:begin FILE.json --> ... <!-- benchmark:end -->")
 
     def filled(block):

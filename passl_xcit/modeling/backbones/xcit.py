@@ -375,9 +375,9 @@ class XCiT(Backbone):
         """The native function that computes the stem and adds the positional encoding, or None."""
         if all(applies(layer, images) for layer in (self.patch_embed, self.pos_embeder, self.pos_drop)):
             return stem
-        tokens = math.prod(images.shape) // (images.shape[1] * self.patch_size**2)  # of all images
-        if applies_in_training(self.patch_embed, images) and not self.pos_drop.p and tokens > 1:
-            return train_stem
+        if applies_in_training(self.patch_embed, images) and not self.pos_drop.p:
+            tokens = math.prod(images.shape) // (images.shape[1] * self.patch_size**2)  # of all images
+            return train_stem if tokens > 1 else None
         return None
 
     def _patch_blocks(self, x, grid, count=None):
