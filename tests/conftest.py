@@ -4,6 +4,7 @@ from passl_xcit.utils.startup import prepare_paddle
 
 prepare_paddle()
 
+import os  # noqa: E402
 import shutil  # noqa: E402
 import zlib  # noqa: E402
 
@@ -22,6 +23,8 @@ BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-c
 
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
+
+os.environ.pop("PYTHONUNBUFFERED", None)  # with it, what a process could not write is forgotten at once
 
 
 @pytest.fixture(autouse=True)

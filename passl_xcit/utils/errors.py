@@ -51,9 +51,10 @@ def exit_with_one_line(main, argv=None):
     With PASSL_XCIT_DEBUG=1 the traceback is kept.
     """
     try:
-        sys.exit(main(argv))
+        code = main(argv)
+        _flush_output()
+        sys.exit(code)
     except BrokenPipeError:  # who read our output has gone, and nobody reads a message either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except (UserError, OSError, MemoryError) as error:
         if os.environ.get("PASSL_XCIT_DEBUG"):
@@ -66,6 +67,29 @@ def exit_with_one_line(main, argv=None):
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    finally:
+        give_up_unwritten(sys.stdout)
+
+
+def _flush_output():
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        error.filename = "<stdout>"
+        raise
+
+
+def give_up_unwritten(stream):
+    """Forget what a stream could not write. It would try again with every line, and at its end."""
+    try:
+        stream.flush()
+    except OSError:
+        kept = os.dup(stream.fileno())
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
+        stream.flush()
+        os.dup2(kept, stream.fileno())
+        os.close(kept)
 
 
 def _in_one_line(error):

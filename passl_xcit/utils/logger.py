@@ -4,6 +4,7 @@ Every line reads `[MM/DD HH:MM:SS] <logger> INFO: <message>`; users parse them. 
 full, folder gone) says so once on stderr and loses lines: no training ends for that.
 """
 
+import collections
 import contextlib
 import json
 import logging
@@ -12,6 +13,8 @@ import math
 import os
 import sys
 from pathlib import Path
+
+from passl_xcit.utils.errors import give_up_unwritten
 
 _FORMAT = logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s", datefmt="%m/%d %H:%M:%S")
 TRAINER = "passl.engine.trainer"  # the name PASSL's trainer and hooks log under
@@ -48,9 +51,30 @@ def log_to_folder(folder, rank=0):
 
 
 class _WarnsOnce:
-    """A mixin of handlers: what cannot be written is lost with one warning, where logging prints a traceback a line."""
+    """A mixin of handlers: what cannot be written is lost with one warning, where logging prints a traceback a line.
+
+    What a signal's handler logs while a line is being written comes after that line: streams refuse it in between.
+    """
 
     warned = False
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._waiting, self._writes = collections.deque(), False
+
+    def emit(self, record):
+        self._waiting.append(record)
+        if self._writes:
+            return
+        self._writes = True
+        try:
+            while self._waiting:
+                self._write(self._waiting.popleft())
+        finally:
+            self._writes = False
+
+    def _write(self, record):
+        super().emit(record)
 
     def handleError(self, record):
         error = sys.exc_info()[1]
@@ -64,15 +88,17 @@ class _WarnsOnce:
 
 
 class _StreamHandler(_WarnsOnce, logging.StreamHandler):
-    pass
+    def handleError(self, record):
+        super().handleError(record)
+        give_up_unwritten(self.stream)
 
 
 class _FileHandler(_WarnsOnce, logging.handlers.WatchedFileHandler):
     """Where somebody has removed the file, it goes on in a new one."""
 
-    def emit(self, record):
+    def _write(self, record):
         try:
-            super().emit(record)
+            super()._write(record)
         except OSError:  # the folder is gone, too
             self.handleError(record)
 

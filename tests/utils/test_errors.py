@@ -1,5 +1,9 @@
 """What a user did wrong ends in one line and an exit code."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from passl_xcit.utils.errors import CheckpointError, ConfigError, DataError, UserError, exit_with_one_line
@@ -52,3 +56,20 @@ def test_a_config_error_tells_message_and_path_apart():
     error = ConfigError("must be at least 1", "epochs")
     assert (error.message, error.path, str(error)) == ("must be at least 1", "epochs", "epochs: must be at least 1")
     assert isinstance(error, UserError) and not error.located
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.parametrize(
+    ("result", "code", "line"),
+    [
+        ("print('a table')", 1, "error: <stdout>: No space left on device\n"),
+        ("raise UserError('a mistake')", 1, "error: a mistake\n"),
+        ("print('a table'); raise UserError('a mistake')", 1, "error: a mistake\n"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_told_once(result, code, line):
+    imported = "from passl_xcit.utils.errors import UserError, exit_with_one_line"
+    program = f"{imported}\ndef main(argv):\n    {result}\nexit_with_one_line(main)"
+    with open("/dev/full", "w") as full:
+        process = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (process.returncode, process.stderr) == (code, line)

@@ -1,6 +1,7 @@
 """PASSL's log lines, and meters that print as PASSL's do."""
 
 import errno
+import io
 import logging
 import os
 import re
@@ -168,6 +169,30 @@ class TestJsonLog:
         assert (tmp_path / "log.jsonl").read_text() == '{"a": null, "b": null, "c": 1.5}\n'
 
 
+class Interrupted(io.RawIOBase):
+    """A terminal whose first line is being written when a signal comes, whose handler logs."""
+
+    def __init__(self):
+        self.text = ""
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        first, self.text = not self.text, self.text + bytes(data).decode()
+        if first:
+            get_logger().warning("stopping after this step")
+        return len(data)
+
+
+def test_a_signals_line_comes_after_the_one_that_is_being_written(capsys):
+    terminal = Interrupted()
+    setup_logger(stream=io.TextIOWrapper(io.BufferedWriter(terminal)))
+    get_logger().info("a line")
+    assert [line.split(": ", 1)[1] for line in terminal.text.splitlines()] == ["a line", "stopping after this step"]
+    assert capsys.readouterr().err == ""
+
+
 class FullDisk:
     """A file on a disk that has no space left, until it has."""
 
@@ -202,6 +227,16 @@ class TestALogThatCannotBeWritten:
         )
         assert output.count("INFO: line") == 4  # the screen has them all
         assert [line.split("INFO: ")[1] for line in disk.lines] == ["line 3\n"]
+
+    def test_leaves_nothing_to_be_written_when_the_process_ends(self, capfd):
+        """Python would try again then, complain and end with code 120."""
+        with open("/dev/full", "w") as screen:
+            setup_logger(stream=screen)
+            get_logger().info("line 0")
+            screen.flush()
+        assert capfd.readouterr().err == (
+            "warning: /dev/full: No space left on device: lines of this log are lost, the run goes on\n"
+        )
 
     def test_goes_on_in_a_new_file_when_its_folder_was_removed_and_is_made_again(self, tmp_path, capsys):
         setup_logger()
