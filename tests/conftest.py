@@ -7,6 +7,7 @@ prepare_paddle()
 import os  # noqa: E402
 import shutil  # noqa: E402
 import zlib  # noqa: E402
+from collections import Counter  # noqa: E402
 
 import numpy as np  # noqa: E402
 import paddle  # noqa: E402
@@ -17,6 +18,7 @@ from PIL import Image  # noqa: E402
 from passl_xcit.modeling.architectures import Classification  # noqa: E402
 from passl_xcit.modeling.backbones.xcit import XCiT  # noqa: E402
 from passl_xcit.modeling.heads import SwinTransformerClsHead  # noqa: E402
+from passl_xcit.ops.library import Library  # noqa: E402
 from passl_xcit.utils.logger import get_logger  # noqa: E402
 
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
@@ -35,6 +37,19 @@ def no_log_outlives_its_test():
     for handler in list(root.handlers):
         root.removeHandler(handler)
         handler.close()
+
+
+@pytest.fixture
+def packings(monkeypatch):
+    """How often each native operator has packed the weights of a frozen model."""
+    counts, run = Counter(), Library.run
+
+    def counted(self, name, *args, **kwargs):
+        counts[name] += name.endswith("_packed")
+        return run(self, name, *args, **kwargs)
+
+    monkeypatch.setattr(Library, "run", counted)
+    return counts
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ from passl_xcit.metrics import softmax
 from passl_xcit.modeling import factory
 from passl_xcit.modeling.weights import put_weights, read_weights
 from passl_xcit.modeling.zoo import find
+from passl_xcit.ops.frozen import Freeze
 from passl_xcit.ops.library import native_precision
 from passl_xcit.utils.config import load_config
 from passl_xcit.utils.device import select_device
@@ -133,6 +134,7 @@ class Predictor:
         if size is not None:
             self.preprocess = self.preprocess.at_size(size)
             self._check_size(size)
+        self._freeze = None if isinstance(self.model, ExportedModel) else Freeze(self.model)
         self.cost = CostWatch(self.model)
         self.topk = self._checked_topk(topk)
         self.class_names = self.model.class_names if class_names is None else self._checked_names(class_names)
@@ -217,10 +219,12 @@ class Predictor:
         """float32 [B, C, H, W], as `preprocess` makes them -> float32 [B, K]"""
         if isinstance(self.model, ExportedModel):
             return self.model(images)
+        self._freeze.renew()
         with self.cost.watched(images.shape), self._in_precision():
             return self.model(paddle.to_tensor(images)).astype("float32").numpy()
 
     def _features(self, images, stage):
+        self._freeze.renew()
         with self.cost.watched(images.shape), self._in_precision():
             return pooled_features(self.model, paddle.to_tensor(images), stage).numpy()
 

@@ -4,11 +4,13 @@ Shapes as in native/operators.h.
 """
 
 import ctypes
+from functools import partial
 
 import paddle
 
+from passl_xcit.ops.frozen import Evaluation
 from passl_xcit.ops.library import library
-from passl_xcit.ops.structures import addresses, addresses_in, affine, check_tokens, integers, pointers
+from passl_xcit.ops.structures import NO_TENSORS, addresses, affine, integers, parameters_of, pointers, with_tokens
 from passl_xcit.ops.training import Training
 
 # In the order of the structs in native/operators.h.
@@ -20,7 +22,7 @@ class AttentionBlock(ctypes.Structure):
         *integers("batch", "tokens", "channels", "heads", "hidden"),
         ("epsilon1", ctypes.c_double),
         ("epsilon2", ctypes.c_double),
-        *pointers("x", "y", *PARAMETERS),
+        *pointers("x", "y", "packed", *PARAMETERS),
     ]
 
 
@@ -34,16 +36,18 @@ class AttentionBackward(ctypes.Structure):
 
 def attention_block(block, x):
     """A Block of CrossViT in evaluation: x [B, M, C] -> [B, M, C]"""
-    y = paddle.empty_like(x)
-    library().run("attention_block", _attention_block(block, x, y), half=library().in_bfloat16())
+    y, half = paddle.empty_like(x), library().in_bfloat16()
+    library().run("attention_block", with_tokens(EVALUATION.of(block, half), x, y), half)
     return y
 
 
-def _attention_block(block, x, y):
-    check_tokens(x, None, block.norm1.weight.shape[0])
-    sizes = (*x.shape, block.attn.num_heads, block.mlp.fc1.weight.shape[1])
+def _attention_block(block, parameters):
+    sizes = (block.norm1.weight.shape[0], block.attn.num_heads, block.mlp.fc1.weight.shape[1])
     epsilons = (block.norm1.epsilon, block.norm2.epsilon)
-    return AttentionBlock(*sizes, *epsilons, *addresses(x, y), *addresses_in(block, PARAMETERS))
+    return AttentionBlock(1, 1, *sizes, *epsilons, *NO_TENSORS, *addresses(*parameters))
+
+
+EVALUATION = Evaluation("attention_block", partial(parameters_of, names=PARAMETERS), _attention_block)
 
 
 def train_attention_block(block, x):
@@ -59,4 +63,4 @@ class _Training(Training):
         self.keeps, self.half = keeps, library().in_bfloat16()
 
     def forward_struct(self, x, y):
-        return AttentionTraining(_attention_block(self.layer, x, y), *addresses(*self.keeps))
+        return AttentionTraining(with_tokens(EVALUATION.of_now(self.layer), x, y), *addresses(*self.keeps))

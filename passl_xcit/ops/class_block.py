@@ -4,11 +4,13 @@ Shapes as in native/operators.h.
 """
 
 import ctypes
+from functools import partial
 
 import paddle
 
+from passl_xcit.ops.frozen import Evaluation
 from passl_xcit.ops.library import library
-from passl_xcit.ops.structures import addresses, addresses_in, affine, check_tokens, integers, pointers
+from passl_xcit.ops.structures import NO_TENSORS, addresses, affine, integers, parameters_of, pointers, with_tokens
 from passl_xcit.ops.training import Training
 
 # In the order of the structs in native/operators.h.
@@ -23,7 +25,7 @@ PARAMETERS = (
 class ClassBlock(ctypes.Structure):
     _fields_ = [
         *integers("batch", "tokens", "channels", "heads", "hidden", "tokens_norm"),
-        *pointers("x", "y", *PARAMETERS),
+        *pointers("x", "y", "packed", *PARAMETERS),
     ]
 
 
@@ -38,14 +40,16 @@ class ClassBackward(ctypes.Structure):
 def class_block(block, x):
     """A ClassAttentionBlock in evaluation: x [B, M, C] -> [B, M, C]"""
     y = paddle.empty_like(x)
-    library().run("class_block", _class_block(block, x, y))
+    library().run("class_block", with_tokens(EVALUATION.of(block), x, y))
     return y
 
 
-def _class_block(block, x, y):
-    check_tokens(x, None, block.gamma1.shape[0])
-    sizes = (*x.shape, block.attn.num_heads, block.mlp.fc1.weight.shape[1], block.tokens_norm)
-    return ClassBlock(*sizes, *addresses(x, y), *addresses_in(block, PARAMETERS))
+def _class_block(block, parameters):
+    sizes = (block.gamma1.shape[0], block.attn.num_heads, block.mlp.fc1.weight.shape[1], block.tokens_norm)
+    return ClassBlock(1, 1, *sizes, *NO_TENSORS, *addresses(*parameters))
+
+
+EVALUATION = Evaluation("class_block", partial(parameters_of, names=PARAMETERS), _class_block)
 
 
 def train_class_block(block, x):
@@ -57,4 +61,4 @@ class _Training(Training):
     name, parameters, Backward = "class", PARAMETERS, ClassBackward
 
     def forward_struct(self, x, y):
-        return ClassTraining(_class_block(self.layer, x, y))
+        return ClassTraining(with_tokens(EVALUATION.of_now(self.layer), x, y))

@@ -5,7 +5,9 @@ from functools import cache
 import paddle
 from paddle import nn
 
+from passl_xcit.ops.frozen import frozen_part
 from passl_xcit.ops.library import library
+from passl_xcit.ops.structures import is_plain
 
 OWN_OR_PADDLES = ("passl_xcit.", "paddle.nn.")
 # Attributes of Paddle's layers and of ours, and methods that somebody replaced in one object.
@@ -21,9 +23,13 @@ def applies(layer, x):
     """
     if layer.training or not _takes(x):
         return False
+    kept = frozen_part(layer)
+    if kept and not paddle.is_grad_enabled():
+        changed = any(each.training or _has_hooks(each) for each in (layer, *kept.sublayers))
+        return not changed and kept.is_as_made(_is_as_made, layer)
     layers, parameters = layer.sublayers(include_self=True), layer.parameters()
-    trains = _wants_gradients(x, parameters) or any(each.training for each in layers)
-    return not trains and _is_as_made(layer, layers, parameters)
+    changed = _wants_gradients(x, parameters) or any(each.training or _has_hooks(each) for each in layers)
+    return not changed and _is_as_made(layer, layers, parameters)
 
 
 def applies_in_training(layer, x):
@@ -34,7 +40,7 @@ def applies_in_training(layer, x):
     if not layer.training or not _takes(x):
         return False
     layers, parameters = layer.sublayers(include_self=True), layer.parameters()
-    trains = _wants_gradients(x, parameters) and _trains_plainly(layers, x)
+    trains = _wants_gradients(x, parameters) and _trains_plainly(layers, x) and not any(map(_has_hooks, layers))
     return trains and _is_as_made(layer, layers, parameters)
 
 
@@ -72,14 +78,11 @@ def _wants_gradients(x, parameters):
     return paddle.is_grad_enabled() and not all(tensor.stop_gradient for tensor in (x, *parameters))
 
 
-def is_plain(tensor):
-    """Whether C++ may read the tensor's memory as float32 without gaps."""
-    return tensor.dtype == paddle.float32 and tensor.place.is_cpu_place() and tensor.is_contiguous()
+def _has_hooks(layer):
+    return layer._forward_pre_hooks or layer._forward_post_hooks  # Paddle has no public way to ask for them
 
 
 def _is_known(layer):
-    if layer._forward_pre_hooks or layer._forward_post_hooks:  # Paddle has no public way to ask for them
-        return False
     options = vars(layer)
     plain = options.get("act", "gelu") != "gelu_tanh" and options.get("qk_norm", True)
     return plain and _is_own_or_paddles(type(layer))

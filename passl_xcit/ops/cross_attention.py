@@ -4,11 +4,22 @@ Shapes as in native/operators.h.
 """
 
 import ctypes
+from functools import partial
 
 import paddle
 
+from passl_xcit.ops.frozen import Evaluation
 from passl_xcit.ops.library import library
-from passl_xcit.ops.structures import address, addresses, addresses_in, affine, check_tokens, integers, pointers
+from passl_xcit.ops.structures import (
+    NO_TENSORS,
+    address,
+    addresses,
+    affine,
+    integers,
+    parameters_of,
+    pointers,
+    with_tokens,
+)
 from passl_xcit.ops.training import Training
 
 # In the order of the structs in native/operators.h.
@@ -20,7 +31,7 @@ class CrossAttention(ctypes.Structure):
     _fields_ = [
         *integers("batch", "tokens", "channels", "heads"),
         ("epsilon", ctypes.c_double),
-        *pointers("x", "y", *PARAMETERS),
+        *pointers("x", "y", "packed", *PARAMETERS),
     ]
 
 
@@ -35,7 +46,7 @@ class CrossBackward(ctypes.Structure):
 def cross_attention(block, x):
     """A CrossAttentionBlock in evaluation: x [B, M, C], class token first -> [B, 1, C]"""
     y = _class_tokens(x)
-    library().run("cross_attention", _cross_attention(block, x, y))
+    library().run("cross_attention", with_tokens(EVALUATION.of(block), x, y))
     return y
 
 
@@ -43,10 +54,12 @@ def _class_tokens(x):
     return paddle.empty([x.shape[0], 1, x.shape[2]], dtype="float32")
 
 
-def _cross_attention(block, x, y):
-    check_tokens(x, None, block.norm1.weight.shape[0])
-    sizes = (*x.shape, block.attn.num_heads, block.norm1.epsilon)
-    return CrossAttention(*sizes, *addresses(x, y), *addresses_in(block, PARAMETERS))
+def _cross_attention(block, parameters):
+    sizes = (block.norm1.weight.shape[0], block.attn.num_heads, block.norm1.epsilon)
+    return CrossAttention(1, 1, *sizes, *NO_TENSORS, *addresses(*parameters))
+
+
+EVALUATION = Evaluation("cross_attention", partial(parameters_of, names=PARAMETERS), _cross_attention)
 
 
 def train_cross_attention(block, x):
@@ -65,4 +78,4 @@ class _Training(Training):
         return _class_tokens(x)
 
     def forward_struct(self, x, y):
-        return CrossTraining(_cross_attention(self.layer, x, y), address(self.keep))
+        return CrossTraining(with_tokens(EVALUATION.of_now(self.layer), x, y), address(self.keep))

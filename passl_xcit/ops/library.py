@@ -84,15 +84,27 @@ class Library:
         """Whether operators that can are to compute in bfloat16 now, in this thread."""
         return self.bfloat16 and _precision() == "bfloat16"
 
-    def run(self, name, operator, half=False):
+    def run(self, name, operator, half=False, workspace=None):
         """Compute the operator `name` on what the ctypes.Structure `operator` says, with all its pointers set.
 
         Args:
             half: in bfloat16, which the processor has to have.
+            workspace: address of memory that is large enough; without it, that of this thread.
         """
         found, where, threads = self._found(name, half), ctypes.addressof(operator), self.threads()
-        size = self._run(found, where, None, threads)
-        self._run(found, where, _workspace(size), threads)
+        workspace = workspace or _workspace(self._run(found, where, None, threads))
+        self._run(found, where, workspace, threads)
+
+    def sample(self, tensors, sizes):
+        """A number by which changed tensors are told, from some values of each.
+
+        Args:
+            tensors: addresses of float32 values without gaps.
+            sizes: how many values each has.
+        """
+        count = len(tensors)
+        sample = self._function("sample", ctypes.c_uint64, 2, ctypes.c_int64)
+        return sample((ctypes.c_void_p * count)(*tensors), (ctypes.c_int64 * count)(*sizes), count)
 
     def size_of(self, name, operator, half=False):
         """Bytes of what the function `name` is asked for."""

@@ -12,12 +12,14 @@ from paddle import nn
 from paddle.autograd import PyLayer
 
 from passl_xcit.ops.batch_norm import move_statistics
+from passl_xcit.ops.frozen import Evaluation
 from passl_xcit.ops.library import library
 from passl_xcit.ops.structures import address, addresses, integers, pointers
 from passl_xcit.ops.training import saved_for, wanted_of
 
 MAX_STAGES = 8
 TRAINED = ("0.weight", "1.weight", "1.bias")  # of a stage: convolution, BatchNorm
+PARAMETERS = (*TRAINED, "1._mean", "1._variance")
 
 
 def of_stages(*names):
@@ -28,8 +30,8 @@ class Stem(ctypes.Structure):
     _fields_ = [
         *integers("batch", "height", "width", "stages"),
         ("widths", ctypes.c_int64 * (MAX_STAGES + 1)),
-        *pointers("images", "positions", "y"),
-        *of_stages(*TRAINED, "1._mean", "1._variance"),
+        *pointers("images", "positions", "y", "packed"),
+        *of_stages(*PARAMETERS),
     ]
 
 
@@ -47,8 +49,8 @@ def stem(patch_embed, images, positions):
     Args:
         positions: [N, C]
     """
-    y = paddle.empty([images.shape[0], *positions.shape], dtype="float32")
-    library().run("stem", _stem(patch_embed, images, positions, y), half=library().in_bfloat16())
+    y, half = paddle.empty([images.shape[0], *positions.shape], dtype="float32"), library().in_bfloat16()
+    library().run("stem", _with_images(EVALUATION.of(patch_embed, half), images, positions, y), half)
     return y
 
 
@@ -56,13 +58,26 @@ def _stages(patch_embed):
     return list(patch_embed.proj)[::2]  # GELU lies between them
 
 
-def _stem(patch_embed, images, positions, y):
-    stages = _stages(patch_embed)
-    batch, channels, height, width = images.shape
-    widths = [channels, *(stage[0].weight.shape[0] for stage in stages)]
-    operator = Stem(batch, height, width, len(stages), tuple(widths), *addresses(images, positions, y))
-    for name in (*TRAINED, "1._mean", "1._variance"):
-        getattr(operator, name)[: len(stages)] = [address(attrgetter(name)(stage)) for stage in stages]
+def _parameters(patch_embed):
+    return [attrgetter(name)(stage) for name in PARAMETERS for stage in _stages(patch_embed)]
+
+
+def _stem(patch_embed, parameters):
+    convolutions = [stage[0].weight for stage in _stages(patch_embed)]
+    stages, widths = len(convolutions), [convolutions[0].shape[1], *(weight.shape[0] for weight in convolutions)]
+    operator = Stem(1, 2**stages, 2**stages, stages, tuple(widths))
+    found = addresses(*parameters)
+    for index, name in enumerate(PARAMETERS):
+        getattr(operator, name)[:stages] = found[index * stages :][:stages]
+    return operator
+
+
+EVALUATION = Evaluation("stem", _parameters, _stem)
+
+
+def _with_images(operator, images, positions, y):
+    operator.batch, _, operator.height, operator.width = images.shape
+    operator.images, operator.positions, operator.y = addresses(images, positions, y)
     return operator
 
 
@@ -87,7 +102,7 @@ class _TrainedStem(PyLayer):
     @staticmethod
     def forward(ctx, images, positions, call, *weights):
         y = paddle.empty([images.shape[0], *positions.shape], dtype="float32")
-        operator = StemTraining(_stem(call.patch_embed, images, positions, y))
+        operator = StemTraining(_with_images(EVALUATION.of_now(call.patch_embed), images, positions, y))
         norms = [stage[1] for stage in _stages(call.patch_embed)]
         means, variances = ([paddle.empty_like(norm._mean) for norm in norms] for _ in range(2))
         saved = saved_for("stem", operator, call.half)
@@ -105,7 +120,8 @@ class _TrainedStem(PyLayer):
         saved, images, positions, *weights = ctx.saved_tensor()
         inputs, dy = (images, positions, *weights), dy.contiguous()
         gradients = [paddle.empty_like(tensor) for tensor in inputs]
-        forward = StemTraining(_stem(ctx.call.patch_embed, images, positions, dy), saved=address(saved))
+        stem = _with_images(EVALUATION.of_now(ctx.call.patch_embed), images, positions, dy)
+        forward = StemTraining(stem, saved=address(saved))
         # Gradients of images and positions are computed only if somebody wants them.
         first_two = addresses(*wanted_of(gradients[:2], inputs))
         operator = StemBackward(forward, address(dy), *first_two)

@@ -3,6 +3,10 @@
 import ctypes
 from operator import attrgetter
 
+import paddle
+
+NO_TENSORS = (None, None, None)  # x, y and packed of a struct that has none yet
+
 
 def affine(*layers):
     """Names of the weight and the bias of each."""
@@ -15,6 +19,18 @@ def pointers(*names):
 
 def integers(*names):
     return [(name, ctypes.c_int64) for name in names]
+
+
+def with_tokens(operator, x, y):
+    """The operator, a struct with `batch`, `tokens` and `channels`, for x [B, M, C] and y.
+
+    Raises:
+        ValueError: x has another shape.
+    """
+    check_tokens(x, None, operator.channels)
+    operator.batch, operator.tokens = x.shape[:2]
+    operator.x, operator.y = addresses(x, y)
+    return operator
 
 
 def check_tokens(x, tokens, channels):
@@ -32,9 +48,9 @@ def parameters_of(layer, names):
     return [listed[name] if name in listed else attrgetter(name)(layer) for name in names]
 
 
-def addresses_in(layer, names):
-    """Addresses of the same."""
-    return addresses(*parameters_of(layer, names))
+def is_plain(tensor):
+    """Whether C++ may read the tensor's memory as float32 without gaps."""
+    return tensor.dtype == paddle.float32 and tensor.place.is_cpu_place() and tensor.is_contiguous()
 
 
 def addresses(*tensors):

@@ -5,9 +5,8 @@ from abc import ABC, abstractmethod
 import paddle
 from paddle.autograd import PyLayer
 
-from passl_xcit.ops.conditions import is_plain
 from passl_xcit.ops.library import library
-from passl_xcit.ops.structures import address, addresses, parameters_of
+from passl_xcit.ops.structures import address, addresses, is_plain, parameters_of
 
 
 class Training(ABC):

@@ -1,16 +1,18 @@
 """The XCA block in C++, in evaluation and in training: what XCABlock's own `forward` says, faster.
 
 The layer stays the only holder of its parameters: nothing is kept from one call to the next, so that weights that were
-loaded, or trained in between, count at once. Shapes as in native/operators.h.
+loaded, or trained in between, count at once; but for frozen models (frozen.py). Shapes as in native/operators.h.
 """
 
 import ctypes
+from functools import partial
 
 import paddle
 
 from passl_xcit.ops.batch_norm import move_statistics
+from passl_xcit.ops.frozen import Evaluation
 from passl_xcit.ops.library import library
-from passl_xcit.ops.structures import addresses, addresses_in, affine, check_tokens, integers, pointers
+from passl_xcit.ops.structures import NO_TENSORS, addresses, affine, check_tokens, integers, parameters_of, pointers
 from passl_xcit.ops.training import Training
 
 # In the order of the structs in native/operators.h.
@@ -33,7 +35,7 @@ TRAINED = tuple(name for name in PARAMETERS if "._" not in name)
 class XcaBlock(ctypes.Structure):
     _fields_ = [
         *integers("batch", "height", "width", "channels", "heads", "hidden"),
-        *pointers("x", "y", *PARAMETERS),
+        *pointers("x", "y", "packed", *PARAMETERS),
     ]
 
 
@@ -53,8 +55,8 @@ class XcaBackward(ctypes.Structure):
 
 def xca_block(block, x, height, width):
     """An XCABlock in evaluation: x [B, N, C] -> [B, N, C], N = height * width"""
-    y = paddle.empty_like(x)
-    library().run("xca_block", _xca_block(block, x, y, height, width), half=_in_bfloat16(block))
+    y, half = paddle.empty_like(x), _in_bfloat16(block)
+    library().run("xca_block", _with_tokens(EVALUATION.of(block, half), x, y, height, width), half)
     return y
 
 
@@ -63,11 +65,19 @@ def _in_bfloat16(block):
     return library().in_bfloat16() and len(block.gamma1) // block.attn.num_heads % 2 == 0
 
 
-def _xca_block(block, x, y, height, width):
-    check_tokens(x, height * width, block.gamma1.shape[0])
-    batch, _, channels = x.shape
-    sizes = (batch, height, width, channels, block.attn.num_heads, block.mlp.fc1.weight.shape[1])
-    return XcaBlock(*sizes, *addresses(x, y), *addresses_in(block, PARAMETERS))
+def _xca_block(block, parameters):
+    sizes = (block.gamma1.shape[0], block.attn.num_heads, block.mlp.fc1.weight.shape[1])
+    return XcaBlock(1, 1, 1, *sizes, *NO_TENSORS, *addresses(*parameters))
+
+
+EVALUATION = Evaluation("xca_block", partial(parameters_of, names=PARAMETERS), _xca_block)
+
+
+def _with_tokens(operator, x, y, height, width):
+    check_tokens(x, height * width, operator.channels)
+    operator.batch, operator.height, operator.width = x.shape[0], height, width
+    operator.x, operator.y = addresses(x, y)
+    return operator
 
 
 def train_xca_block(block, x, height, width):
@@ -83,7 +93,7 @@ class _Training(Training):
         self.grid, self.keeps, self.half = (height, width), keeps, _in_bfloat16(block)
 
     def forward_struct(self, x, y):
-        return XcaTraining(_xca_block(self.layer, x, y, *self.grid), *addresses(*self.keeps))
+        return XcaTraining(_with_tokens(EVALUATION.of_now(self.layer), x, y, *self.grid), *addresses(*self.keeps))
 
     def run_forward(self, operator):
         bn = self.layer.local_mp.bn

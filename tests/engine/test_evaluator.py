@@ -7,6 +7,7 @@ from PIL import Image
 from tiny_run import tiny_config, write_images
 
 from passl_xcit.engine import builder, evaluator
+from passl_xcit.ops.library import library
 from passl_xcit.utils.errors import DataError
 from passl_xcit.utils.logger import setup_logger
 
@@ -53,6 +54,30 @@ def test_the_accuracy_is_that_of_an_independent_count(batch_size, config, tmp_pa
     ranks = ranks_of_the_labels(model, tmp_path / "val")
     assert metrics == pytest.approx({"acc1": 100 * (ranks < 1).mean(), "acc5": 100 * (ranks < 5).mean()})
     assert 0 < metrics["acc1"] < metrics["acc5"] < 100
+
+
+@pytest.mark.skipif(library() is None, reason="no native operators")
+def test_native_operators_pack_the_weights_once_an_evaluation(config, packings):
+    evaluations = builder.build_evaluator(cfg := config("dataloader.val.sampler.batch_size=4"), moved(cfg))
+    evaluations.evaluate()
+    once = packings.total()
+    evaluations.evaluate()
+    assert packings.total() == 2 * once > 0
+
+
+def test_an_evaluation_takes_the_weights_of_its_time(config, tmp_path):
+    cfg = config()
+    evaluations = builder.build_evaluator(cfg, moved(cfg))
+    before = evaluations.evaluate()
+    for seed in range(2, 9):
+        paddle.seed(seed)
+        for parameter in evaluations.model.parameters():
+            parameter.set_value(0.7 * parameter + 0.3 * paddle.rand(parameter.shape))
+        metrics, ranks = evaluations.evaluate(), ranks_of_the_labels(evaluations.model, tmp_path / "val")
+        assert metrics == pytest.approx({"acc1": 100 * (ranks < 1).mean(), "acc5": 100 * (ranks < 5).mean()})
+        if metrics != before:
+            return
+    raise AssertionError("the weights make no difference")
 
 
 def test_it_prints_passls_lines(config, capfd):

@@ -21,6 +21,7 @@ from passl_xcit.engine.predictor import Predictor
 from passl_xcit.modeling import factory
 from passl_xcit.modeling.checkpoint_formats import read_file, write_file
 from passl_xcit.modeling.weights import load_weights
+from passl_xcit.ops.library import library, portable
 from passl_xcit.utils.config import load_config
 from passl_xcit.utils.errors import CheckpointError, ConfigError, DataError
 from passl_xcit.utils.logger import setup_logger
@@ -120,6 +121,25 @@ def test_probabilities_are_the_softmax_of_the_logits(predictor, images):
     assert [guess.index for guess in found.top] == np.argsort(-expected).tolist()
     assert [guess.name for guess in found.top] == [f"class{guess.index}" for guess in found.top]
     np.testing.assert_allclose([guess.probability for guess in found.top], np.sort(expected)[::-1], rtol=1e-6)
+
+
+def test_weights_that_are_loaded_into_its_model_count(predictor, images):
+    """By native operators, too, which keep packed weights."""
+    x = predictor.preprocess(Image.open(images[0]))[None]
+    before = predictor.logits(x)
+    predictor.model.set_state_dict({name: value * 1.1 for name, value in predictor.model.state_dict().items()})
+    found = predictor.logits(x)
+    with portable():
+        np.testing.assert_allclose(found, predictor.logits(x), rtol=1e-4, atol=1e-5)
+    assert np.abs(found - before).max() > 1e-3
+
+
+@pytest.mark.skipif(library() is None, reason="no native operators")
+def test_native_operators_pack_its_weights_once(predictor, images, packings):
+    predictor(images[:1])
+    once = packings.total()
+    predictor(images)
+    assert packings.total() == once > 0
 
 
 def test_every_kind_of_input_gives_the_same(trained, predictor, images):

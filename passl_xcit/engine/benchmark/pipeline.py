@@ -6,6 +6,7 @@ import time
 import paddle
 
 from passl_xcit.engine import builder
+from passl_xcit.ops.frozen import Freeze
 from passl_xcit.utils.config import Override
 from passl_xcit.utils.seed import SAMPLE, generator
 
@@ -32,6 +33,7 @@ def measure_pipeline(cfg, workers, repeats, told=lambda text: None):
     model.eval()
     loaders = {count: _loader(cfg, model, count) for count in workers}
     dataset = next(iter(loaders.values())).dataset
+    Freeze(model)
     told("stages")
     found = {"images": len(dataset), "stages": profile_stages(dataset)}
     found["loaders"] = {str(count): [] for count in workers}

@@ -67,10 +67,13 @@ struct ClassAttention {
     scores = workspace.floats(static_cast<size_t>(batch) * tokens * H);
   }
 
-  // All up to `mixed`, the heads' results side by side.
-  void attend(const Team& team) const {
+  void pack_attention(const Team& team) const {
     pack_all<Isa>({{q, of.q_weight, of.stride}, {proj, of.proj_weight, channels}}, team);
     team.each(heads, [&](int head, int) { pack_head(head); });
+  }
+
+  // All up to `mixed`, the heads' results side by side.
+  void attend(const Team& team) const {
     team.each(batch * blocks, [&](int item, int) { normalise(item); });
     team.each(q.count(), [&](int panel, int) { ask(panel); });
     team.each(heads, [&](int head, int) { keys_of_query(head); });

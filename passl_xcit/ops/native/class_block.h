@@ -24,17 +24,30 @@ struct ClassBlockForward : ClassAttention<Isa> {
 
   explicit ClassBlockForward(const ClassBlock& block) : Base(query_of(block)), op(block), hidden(block.hidden) {}
 
-  size_t run(void* memory, const Team& team) {
+  // The packed weights, into `memory`, which `run` may be given as `packed`; the bytes that they take.
+  size_t pack(void* memory, const Team& team) {
     Workspace workspace(memory);
     take_weights(workspace);
+    if (memory) pack_weights(team);
+    return workspace.bytes();
+  }
+
+  size_t run(void* memory, const Team& team) {
+    Workspace workspace(memory), packed(op.packed);
+    take_weights(op.packed ? packed : workspace);
     take_values(workspace);
+    if (memory && !op.packed) pack_weights(team);
     if (memory) compute(team);
     return workspace.bytes();
   }
 
  protected:
-  void compute(const Team& team) const {
+  void pack_weights(const Team& team) const {
+    this->pack_attention(team);
     pack_all<Isa>({{fc1, op.fc1_weight, hidden}, {fc2, op.fc2_weight, channels}}, team);
+  }
+
+  void compute(const Team& team) const {
     this->attend(team);
     team.each(proj.count(), [&](int panel, int) { this->project(panel, op.gamma1, attended, P); });
     for (int image = 0; image < batch; ++image) normalise_class(image);

@@ -23,7 +23,9 @@ struct ClassTrainingForward : ClassBlockForward<Isa> {
   size_t run(void* memory, const Team& team) {
     Workspace workspace(memory);
     this->take_weights(workspace);
-    if (memory) this->compute(team);
+    if (!memory) return workspace.bytes();
+    this->pack_weights(team);
+    this->compute(team);
     return workspace.bytes();
   }
 };

@@ -14,10 +14,19 @@ struct CrossAttentionForward : ClassAttention<Isa> {
 
   explicit CrossAttentionForward(const CrossAttention& block) : Base(query_of(block)), op(block) {}
 
-  size_t run(void* memory, const Team& team) {
+  // The packed weights, into `memory`, which `run` may be given as `packed`; the bytes that they take.
+  size_t pack(void* memory, const Team& team) {
     Workspace workspace(memory);
     this->take_attention(workspace);
+    if (memory) this->pack_attention(team);
+    return workspace.bytes();
+  }
+
+  size_t run(void* memory, const Team& team) {
+    Workspace workspace(memory), packed(op.packed);
+    this->take_attention(op.packed ? packed : workspace);
     this->take_values(workspace);
+    if (memory && !op.packed) this->pack_attention(team);
     if (memory) compute(nullptr, team);
     return workspace.bytes();
   }

@@ -24,7 +24,9 @@ struct CrossTrainingForward : CrossAttentionForward<Isa> {
   size_t run(void* memory, const Team& team) {
     Workspace workspace(memory);
     this->take_attention(workspace);
-    if (memory) this->compute(keep, team);
+    if (!memory) return workspace.bytes();
+    this->pack_attention(team);
+    this->compute(keep, team);
     return workspace.bytes();
   }
 };

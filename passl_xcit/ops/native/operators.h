@@ -12,11 +12,13 @@
 
 namespace passl_xcit {
 
-// All pointers are to float32 without gaps; a null bias is a bias of zero.
+// All pointers are to float32 without gaps; a null bias is a bias of zero. `packed` is null, or what the operator
+// <name>_packed made of the same parameters: matrices and convolutions are not read again then.
 struct XcaBlock {
   int64_t batch, height, width, channels, heads, hidden;
   const float* x;                                                              // [B, N, C]
   float* y;                                                                    // [B, N, C]
+  void* packed;
   const float *norm1_weight, *norm1_bias;                                      // [C]
   const float *temperature, *qkv_weight, *qkv_bias, *proj_weight, *proj_bias;  // [h], [C, 3C], [3C], [C, C]
   const float* gamma1;                                                         // [C]
@@ -34,6 +36,7 @@ struct ClassBlock {
   int64_t batch, tokens, channels, heads, hidden, tokens_norm;   // tokens is M
   const float* x;                                                // [B, M, C]
   float* y;                                                      // [B, M, C]
+  void* packed;
   const float *norm1_weight, *norm1_bias;                        // [C]
   const float *qkv_weight, *qkv_bias, *proj_weight, *proj_bias;  // [C, 3C], [3C], [C, C], [C]
   const float* gamma1;                                           // [C]
@@ -48,6 +51,7 @@ struct AttentionBlock {
   double epsilon1, epsilon2;                                     // of the LayerNorms
   const float* x;                                                // [B, M, C]
   float* y;                                                      // [B, M, C]
+  void* packed;
   const float *norm1_weight, *norm1_bias;                        // [C]
   const float *qkv_weight, *qkv_bias, *proj_weight, *proj_bias;  // [C, 3C], [3C], [C, C], [C]
   const float *norm2_weight, *norm2_bias;                        // [C]
@@ -82,6 +86,7 @@ struct CrossAttention {
   double epsilon;                                // of the LayerNorm
   const float* x;                                // [B, M, C]
   float* y;                                      // [B, C]
+  void* packed;
   const float *norm_weight, *norm_bias;          // [C]
   const float *wq_weight, *wq_bias, *wk_weight;  // [C, C], [C], [C, C]; the keys' bias changes nothing
   const float *wv_weight, *wv_bias;              // [C, C], [C]
@@ -167,6 +172,7 @@ struct Stem {
   const float* images;                                           // [B, widths[0], height, width]
   const float* positions;                                        // [N, C]
   float* y;                                                      // [B, N, C]
+  void* packed;
   const float* weights[kMaxStages];                              // [widths[i + 1], widths[i], 3, 3]
   const float *bn_weight[kMaxStages], *bn_bias[kMaxStages];      // [widths[i + 1]]
   const float *bn_mean[kMaxStages], *bn_variance[kMaxStages];

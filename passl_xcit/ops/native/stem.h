@@ -43,20 +43,21 @@ struct StemForward {
         bands((rows + kBandRows - 1) / kBandRows),
         band_rows((rows + bands - 1) / bands) {}
 
-  size_t run(void* memory, const Team& team) {
+  // The packed weights, into `memory`, which `run` may be given as `packed`; the bytes that they take.
+  size_t pack(void* memory, const Team& team) {
     Workspace workspace(memory);
-    take_weights(workspace);
-    for (int stage = 0; stage < stages; ++stage) {
-      scales[stage] = workspace.floats(padded<Isa>(op.widths[stage + 1]));
-      shifts[stage] = workspace.floats(padded<Isa>(op.widths[stage + 1]));
-    }
+    take_folded(workspace);
+    if (memory) pack_folded(team);
+    return workspace.bytes();
+  }
+
+  size_t run(void* memory, const Team& team) {
+    Workspace workspace(memory), packed(op.packed);
+    take_folded(op.packed ? packed : workspace);
     Band of_thread[kMaxThreads];
     for (int thread = 0; thread < team.threads; ++thread) take_band(workspace, of_thread[thread]);
     if (!memory) return workspace.bytes();
-    for (int stage = 0; stage < stages; ++stage) {
-      fold_batch_norm(stage);
-      team.each(weights[stage].count(), [&](int panel, int) { pack(stage, panel, scales[stage]); });
-    }
+    if (!op.packed) pack_folded(team);
     team.each(op.batch * bands, [&](int item, int thread) {
       Band& band = of_thread[thread];
       band.image = item / bands;
@@ -86,6 +87,20 @@ struct StemForward {
     }
   }
 
+  // The same with BatchNorm.
+  void take_folded(Workspace& workspace) {
+    take_weights(workspace);
+    for (int stage = 0; stage < stages; ++stage)
+      for (float** row : {&scales[stage], &shifts[stage]}) *row = workspace.floats(padded<Isa>(op.widths[stage + 1]));
+  }
+
+  void pack_folded(const Team& team) const {
+    for (int stage = 0; stage < stages; ++stage) {
+      fold_batch_norm(stage);
+      team.each(weights[stage].count(), [&](int panel, int) { pack_panel(stage, panel, scales[stage]); });
+    }
+  }
+
   void take_band(Workspace& workspace, Band& band) const {
     int most = band_rows;
     size_t patches = 0;
@@ -106,7 +121,7 @@ struct StemForward {
   }
 
   // Packs a panel of a stage's weight, its columns times `factors` if there are any.
-  void pack(int stage, int panel, const float* factors) const {
+  void pack_panel(int stage, int panel, const float* factors) const {
     const int in = op.widths[stage], first = panel * wide;
     const int count = op.widths[stage + 1] - first < wide ? op.widths[stage + 1] - first : wide;
     float row[wide] = {};

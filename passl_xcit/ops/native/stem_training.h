@@ -50,7 +50,7 @@ struct StemTrainingForward : StemForward<Isa> {
     if (!memory) return workspace.bytes();
     for (int stage = 0; stage < stages; ++stage) {
       const int pieces = pieces_of(stage);
-      team.each(this->weights[stage].count(), [&](int panel, int) { this->pack(stage, panel, nullptr); });
+      team.each(this->weights[stage].count(), [&](int panel, int) { this->pack_panel(stage, panel, nullptr); });
       team.each(batch * pieces, [&](int item, int thread) {
         set_piece(stage, item / pieces, item % pieces, of_thread[thread]);
         convolve_piece(stage, of_thread[thread], sums + item * 2 * L(stage));

@@ -56,15 +56,23 @@ struct XcaBlockForward {
         block_tokens(even_blocks<Isa>(tokens)),
         blocks((tokens + block_tokens - 1) / block_tokens) {}
 
-  size_t run(void* memory, const Team& team) {
+  // The packed weights, into `memory`, which `run` may be given as `packed`; the bytes that they take.
+  size_t pack(void* memory, const Team& team) {
     Workspace workspace(memory);
     take_weights(workspace);
+    if (memory) pack_weights(team);
+    return workspace.bytes();
+  }
+
+  size_t run(void* memory, const Team& team) {
+    Workspace workspace(memory), packed(op.packed);
+    take_weights(op.packed ? packed : workspace);
     const int alone = team.alone(op.batch), together = static_cast<int>(op.batch) - alone;
     Images of_thread[kMaxThreads];
     for (int thread = 0; thread < team.threads; ++thread) of_thread[thread] = take_images(workspace, alone ? 1 : 0, 1);
     Images rest = take_images(workspace, together, team.threads);
     if (!memory) return workspace.bytes();
-    pack_weights(team);
+    if (!op.packed) pack_weights(team);
     team.each(alone, [&](int image, int thread) { phases(image, 1, of_thread[thread], team.one()); });
     if (together) phases(alone, together, rest, team);
     return workspace.bytes();
