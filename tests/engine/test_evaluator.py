@@ -69,10 +69,10 @@ def test_an_evaluation_takes_the_weights_of_its_time(config, tmp_path):
     cfg = config()
     evaluations = builder.build_evaluator(cfg, moved(cfg))
     before = evaluations.evaluate()
+    weight = evaluations.model.backbone.blocks[0].mlp.fc2.weight
     for seed in range(2, 9):
         paddle.seed(seed)
-        for parameter in evaluations.model.parameters():
-            parameter.set_value(0.7 * parameter + 0.3 * paddle.rand(parameter.shape))
+        weight.set_value(10 * paddle.randn(weight.shape))
         metrics, ranks = evaluations.evaluate(), ranks_of_the_labels(evaluations.model, tmp_path / "val")
         assert metrics == pytest.approx({"acc1": 100 * (ranks < 1).mean(), "acc5": 100 * (ranks < 5).mean()})
         if metrics != before:
