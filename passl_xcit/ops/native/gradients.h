@@ -9,12 +9,17 @@ namespace passl_xcit {
 template <class Isa>
 void add_product(int rows, int R, RowUnits a, RowUnits b, int columns, float* to, long stride) {
   constexpr int wide = panel_columns<Isa>;
-  for (int column = 0; column < columns; column += wide)
+  for (int column = 0; column < columns; column += wide) {
+    if (columns - column >= wide) {
+      add_panel<Isa>(rows, units<Isa>(R), a.transposed(), b.data + column, b.stride, {to + column, stride});
+      continue;
+    }
     multiply_panel<Isa>(rows, units<Isa>(R), a.transposed(), b.data + column, b.stride, column, columns,
                         [&](int i, int j, typename Isa::Vector value) {
                           float* sum = to + i * stride + j;
                           Isa::store(sum, Isa::load(sum) + value);
                         });
+  }
 }
 
 // The same for rows of floats, where a unit is one.

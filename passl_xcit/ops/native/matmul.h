@@ -163,22 +163,33 @@ int even_blocks(int tokens) {
   return ((tokens + blocks - 1) / blocks + Isa::tile_rows - 1) / Isa::tile_rows * Isa::tile_rows;
 }
 
+// Where sums go: into a tile of their own, or to those that are in a matrix already.
 template <class Isa>
 struct Tile {
-  alignas(64) float sums[Isa::tile_rows][panel_columns<Isa>];
+  static constexpr bool adds = false;
+  float* data;  // [tile_rows, panel_columns]
+
+  float* row(int i) const { return data + i * panel_columns<Isa>; }
 };
 
-// sums[i][j] (+)= the sum over k < depth, in units, of a(i, k) b[k * b_depth + j], for `Count` rows i and a panel's
-// columns j.
-template <class Isa, int Count>
-__attribute__((noinline)) void sum_tile(int depth, Rows a, const float* b, long b_depth, bool add, Tile<Isa>& tile) {
+struct Added {
+  static constexpr bool adds = true;
+  float* data;
+  long stride;
+
+  float* row(int i) const { return data + i * stride; }
+};
+
+// The sums over k < depth, in units, of a(i, k) b[k * b_depth + j], for `Count` rows i and a panel's columns j.
+template <class Isa, int Count, class To>
+__attribute__((noinline)) void sum_tile(int depth, Rows a, const float* b, long b_depth, To to) {
   using Vector = typename Isa::Vector;
   constexpr int lanes = Isa::lanes;
   Vector left[Count], right[Count];
 #pragma GCC unroll 12
   for (int i = 0; i < Count; ++i) {
-    left[i] = add ? Isa::load(tile.sums[i]) : Isa::fill(0);
-    right[i] = add ? Isa::load(tile.sums[i] + lanes) : Isa::fill(0);
+    left[i] = right[i] = Isa::fill(0);
+    if (To::adds) __builtin_prefetch(to.row(i), 1), __builtin_prefetch(to.row(i) + lanes, 1);
   }
   // One pointer for three rows: with one each, there are not enough registers for addresses.
   const char* at[(Count + 2) / 3];
@@ -198,17 +209,18 @@ __attribute__((noinline)) void sum_tile(int depth, Rows a, const float* b, long 
   }
 #pragma GCC unroll 12
   for (int i = 0; i < Count; ++i) {
-    Isa::store(tile.sums[i], left[i]);
-    Isa::store(tile.sums[i] + lanes, right[i]);
+    float* row = to.row(i);
+    Isa::store(row, To::adds ? Isa::load(row) + left[i] : left[i]);
+    Isa::store(row + lanes, To::adds ? Isa::load(row + lanes) + right[i] : right[i]);
   }
 }
 
-template <class Isa, int Count = Isa::tile_rows>
-void sum_rows(int rows, int depth, Rows a, const float* b, long b_depth, bool add, Tile<Isa>& tile) {
+template <class Isa, class To, int Count = Isa::tile_rows>
+void sum_rows(int rows, int depth, Rows a, const float* b, long b_depth, To to) {
   if constexpr (Count > 1) {
-    if (rows < Count) return sum_rows<Isa, Count - 1>(rows, depth, a, b, b_depth, add, tile);
+    if (rows < Count) return sum_rows<Isa, To, Count - 1>(rows, depth, a, b, b_depth, to);
   }
-  sum_tile<Isa, Count>(depth, a, b, b_depth, add, tile);
+  sum_tile<Isa, Count, To>(depth, a, b, b_depth, to);
 }
 
 // Calls use(i, j, vector) with the product's elements (i, j ... j + lanes - 1), for all rows i and the columns j from
@@ -217,17 +229,25 @@ template <class Isa, class Use>
 void multiply_panel(int rows, int depth, Rows a, const float* b, long b_depth, int first_column, int columns,
                     const Use& use) {
   const int vectors = columns - first_column > Isa::lanes ? 2 : 1;
-  Tile<Isa> tile;
+  alignas(64) float tile[Isa::tile_rows * panel_columns<Isa>];
   for (int i0 = 0; i0 < rows; i0 += Isa::tile_rows) {
     const int count = rows - i0 < Isa::tile_rows ? rows - i0 : Isa::tile_rows;
-    sum_rows<Isa>(count, depth, {a.data + i0 * a.row, a.row, a.depth}, b, b_depth, false, tile);
+    sum_rows<Isa>(count, depth, {a.data + i0 * a.row, a.row, a.depth}, b, b_depth, Tile<Isa>{tile});
     for (int i = 0; i < count; ++i)
       for (int j = 0; j < vectors; ++j)
-        use(i0 + i, first_column + j * Isa::lanes, Isa::load(tile.sums[i] + j * Isa::lanes));
+        use(i0 + i, first_column + j * Isa::lanes, Isa::load(tile + i * panel_columns<Isa> + j * Isa::lanes));
   }
 }
 
-// The same for all panels of B.
+// to += the product, for all columns of a panel.
+template <class Isa>
+void add_panel(int rows, int depth, Rows a, const float* b, long b_depth, Added to) {
+  for (int i = 0; i < rows; i += Isa::tile_rows)
+    sum_rows<Isa>(rows - i < Isa::tile_rows ? rows - i : Isa::tile_rows, depth, {a.data + i * a.row, a.row, a.depth}, b,
+                  b_depth, Added{to.row(i), to.stride});
+}
+
+// `multiply_panel` for all panels of B.
 template <class Isa, class Use>
 void multiply(int rows, Rows a, const Panels<Isa>& b, const Use& use) {
   for (int panel = 0; panel < b.count(); ++panel)
