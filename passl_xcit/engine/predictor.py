@@ -88,7 +88,7 @@ class Predictor:
             of a picture (`preprocess.at_size`).
 
     Attributes:
-        model: in evaluation mode; or an ExportedModel.
+        model: in evaluation mode; or an ExportedModel. It may get other weights between two calls.
         preprocess: a Preprocess.
         class_names: a list, or None where nobody tells them.
 

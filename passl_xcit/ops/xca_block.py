@@ -1,7 +1,7 @@
 """The XCA block in C++, in evaluation and in training: what XCABlock's own `forward` says, faster.
 
 The layer stays the only holder of its parameters: nothing is kept from one call to the next, so that weights that were
-loaded, or trained in between, count at once; but for frozen models (frozen.py). Shapes as in native/operators.h.
+loaded, or trained in between, count at once; but for frozen models, see frozen.py. Shapes as in native/operators.h.
 """
 
 import ctypes
