@@ -36,8 +36,8 @@ class AttentionBackward(ctypes.Structure):
 
 def attention_block(block, x):
     """A Block of CrossViT in evaluation: x [B, M, C] -> [B, M, C]"""
-    y, half = paddle.empty_like(x), library().in_bfloat16()
-    library().run("attention_block", with_tokens(EVALUATION.of(block, half), x, y), half)
+    y = paddle.empty_like(x)
+    EVALUATION.run(block, x, y)
     return y
 
 
@@ -47,7 +47,9 @@ def _attention_block(block, parameters):
     return AttentionBlock(1, 1, *sizes, *epsilons, *NO_TENSORS, *addresses(*parameters))
 
 
-EVALUATION = Evaluation("attention_block", partial(parameters_of, names=PARAMETERS), _attention_block)
+EVALUATION = Evaluation(
+    "attention_block", partial(parameters_of, names=PARAMETERS), _attention_block, with_tokens, lambda block: True
+)
 
 
 def train_attention_block(block, x):
@@ -60,7 +62,7 @@ class _Training(Training):
 
     def __init__(self, block, keeps):
         super().__init__(block)
-        self.keeps, self.half = keeps, library().in_bfloat16()
+        self.keeps, self.half = keeps, EVALUATION.half(block, library())
 
     def forward_struct(self, x, y):
-        return AttentionTraining(with_tokens(EVALUATION.of_now(self.layer), x, y), *addresses(*self.keeps))
+        return AttentionTraining(EVALUATION.of_now(self.layer, x, y), *addresses(*self.keeps))

@@ -9,7 +9,6 @@ from functools import partial
 import paddle
 
 from passl_xcit.ops.frozen import Evaluation
-from passl_xcit.ops.library import library
 from passl_xcit.ops.structures import NO_TENSORS, addresses, affine, integers, parameters_of, pointers, with_tokens
 from passl_xcit.ops.training import Training
 
@@ -40,7 +39,7 @@ class ClassBackward(ctypes.Structure):
 def class_block(block, x):
     """A ClassAttentionBlock in evaluation: x [B, M, C] -> [B, M, C]"""
     y = paddle.empty_like(x)
-    library().run("class_block", with_tokens(EVALUATION.of(block), x, y))
+    EVALUATION.run(block, x, y)
     return y
 
 
@@ -49,7 +48,7 @@ def _class_block(block, parameters):
     return ClassBlock(1, 1, *sizes, *NO_TENSORS, *addresses(*parameters))
 
 
-EVALUATION = Evaluation("class_block", partial(parameters_of, names=PARAMETERS), _class_block)
+EVALUATION = Evaluation("class_block", partial(parameters_of, names=PARAMETERS), _class_block, with_tokens)
 
 
 def train_class_block(block, x):
@@ -61,4 +60,4 @@ class _Training(Training):
     name, parameters, Backward = "class", PARAMETERS, ClassBackward
 
     def forward_struct(self, x, y):
-        return ClassTraining(with_tokens(EVALUATION.of_now(self.layer), x, y))
+        return ClassTraining(EVALUATION.of_now(self.layer, x, y))

@@ -9,7 +9,6 @@ from functools import partial
 import paddle
 
 from passl_xcit.ops.frozen import Evaluation
-from passl_xcit.ops.library import library
 from passl_xcit.ops.structures import (
     NO_TENSORS,
     address,
@@ -46,7 +45,7 @@ class CrossBackward(ctypes.Structure):
 def cross_attention(block, x):
     """A CrossAttentionBlock in evaluation: x [B, M, C], class token first -> [B, 1, C]"""
     y = _class_tokens(x)
-    library().run("cross_attention", with_tokens(EVALUATION.of(block), x, y))
+    EVALUATION.run(block, x, y)
     return y
 
 
@@ -59,7 +58,7 @@ def _cross_attention(block, parameters):
     return CrossAttention(1, 1, *sizes, *NO_TENSORS, *addresses(*parameters))
 
 
-EVALUATION = Evaluation("cross_attention", partial(parameters_of, names=PARAMETERS), _cross_attention)
+EVALUATION = Evaluation("cross_attention", partial(parameters_of, names=PARAMETERS), _cross_attention, with_tokens)
 
 
 def train_cross_attention(block, x):
@@ -78,4 +77,4 @@ class _Training(Training):
         return _class_tokens(x)
 
     def forward_struct(self, x, y):
-        return CrossTraining(with_tokens(EVALUATION.of_now(self.layer), x, y), address(self.keep))
+        return CrossTraining(EVALUATION.of_now(self.layer, x, y), address(self.keep))

@@ -89,41 +89,55 @@ def frozen_part(layer):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An operator in evaluation, without its input.
+    """An operator in evaluation.
 
     Attributes:
         name: there are <name> and <name>_packed; see native/implement.h.
         parameters: layer -> its tensors, None for those that it does without.
         struct: layer, tensors -> the struct of <name>, for the smallest input.
+        with_input: that struct, input and output -> the struct with these.
+        fits_bfloat16: layer -> whether it can be computed in bfloat16, too.
     """
 
     name: str
     parameters: Callable
     struct: Callable
+    with_input: Callable
+    fits_bfloat16: Callable = lambda layer: False
 
-    def of(self, layer, half=False):
-        """The struct for `layer`; with packed weights where that is frozen."""
+    def run(self, layer, *tensors):
+        """Compute the layer on what `with_input` takes."""
+        native = library()
+        half = self.half(layer, native)
+        native.run(self.name, self.with_input(self._struct(layer, native, half), *tensors), half)
+
+    def half(self, layer, native):
+        """Whether to compute in bfloat16 now."""
+        return native.in_bfloat16() and self.fits_bfloat16(layer)
+
+    def of_now(self, layer, *tensors):
+        """The struct with the parameters themselves, frozen or not."""
+        return self.with_input(self.struct(layer, self.parameters(layer)), *tensors)
+
+    def _struct(self, layer, native, half):
+        """With packed weights where the layer is frozen."""
         found = frozen_part(layer)
         if found is None:
-            return self.of_now(layer)
-        key = library(), self.name, half
+            return self.struct(layer, self.parameters(layer))
+        key = native, self.name, half
         if key not in found.operators:
-            found.operators.setdefault(key, self._packed(layer, half))  # another thread may have been faster
+            found.operators.setdefault(key, self._packed(layer, native, half))  # another thread may have been faster
         kept = found.operators[key]
         operator = type(kept[0]).from_buffer_copy(kept[0])
         operator.kept = kept  # in case that another thread lets go of it meanwhile
         return operator
 
-    def of_now(self, layer):
-        """The struct with the parameters themselves, frozen or not."""
-        return self.struct(layer, self.parameters(layer))
-
-    def _packed(self, layer, half):
+    def _packed(self, layer, native, half):
         """The struct, and the tensors that it points to: its own, in case that the layer's are freed nevertheless."""
-        name, operator = f"{self.name}_packed", self.of_now(layer)
-        packed = np.empty(library().size_of(name, operator, half), "uint8")
-        library().run(name, operator, half, workspace=packed.ctypes.data)
-        tensors = self.parameters(layer)
+        name, tensors = f"{self.name}_packed", self.parameters(layer)
+        operator = self.struct(layer, tensors)
+        packed = np.empty(native.size_of(name, operator, half), "uint8")
+        native.run(name, operator, half, workspace=packed.ctypes.data)
         rest = [None if tensor is None or tensor.ndim in (2, 4) else tensor.detach().clone() for tensor in tensors]
         operator = self.struct(layer, rest)
         operator.packed = packed.ctypes.data

@@ -49,8 +49,8 @@ def stem(patch_embed, images, positions):
     Args:
         positions: [N, C]
     """
-    y, half = paddle.empty([images.shape[0], *positions.shape], dtype="float32"), library().in_bfloat16()
-    library().run("stem", _with_images(EVALUATION.of(patch_embed, half), images, positions, y), half)
+    y = paddle.empty([images.shape[0], *positions.shape], dtype="float32")
+    EVALUATION.run(patch_embed, images, positions, y)
     return y
 
 
@@ -72,13 +72,13 @@ def _stem(patch_embed, parameters):
     return operator
 
 
-EVALUATION = Evaluation("stem", _parameters, _stem)
-
-
 def _with_images(operator, images, positions, y):
     operator.batch, _, operator.height, operator.width = images.shape
     operator.images, operator.positions, operator.y = addresses(images, positions, y)
     return operator
+
+
+EVALUATION = Evaluation("stem", _parameters, _stem, _with_images, lambda patch_embed: True)
 
 
 def train_stem(patch_embed, images, positions):
@@ -87,7 +87,7 @@ def train_stem(patch_embed, images, positions):
     It moves BatchNorm's running statistics.
     """
     weights = [weight for stage in _stages(patch_embed) for weight in (stage[0].weight, stage[1].weight, stage[1].bias)]
-    return _TrainedStem.apply(images, positions, _Call(patch_embed, library().in_bfloat16()), *weights)
+    return _TrainedStem.apply(images, positions, _Call(patch_embed, EVALUATION.half(patch_embed, library())), *weights)
 
 
 @dataclass
@@ -102,7 +102,7 @@ class _TrainedStem(PyLayer):
     @staticmethod
     def forward(ctx, images, positions, call, *weights):
         y = paddle.empty([images.shape[0], *positions.shape], dtype="float32")
-        operator = StemTraining(_with_images(EVALUATION.of_now(call.patch_embed), images, positions, y))
+        operator = StemTraining(EVALUATION.of_now(call.patch_embed, images, positions, y))
         norms = [stage[1] for stage in _stages(call.patch_embed)]
         means, variances = ([paddle.empty_like(norm._mean) for norm in norms] for _ in range(2))
         saved = saved_for("stem", operator, call.half)
@@ -120,7 +120,7 @@ class _TrainedStem(PyLayer):
         saved, images, positions, *weights = ctx.saved_tensor()
         inputs, dy = (images, positions, *weights), dy.contiguous()
         gradients = [paddle.empty_like(tensor) for tensor in inputs]
-        stem = _with_images(EVALUATION.of_now(ctx.call.patch_embed), images, positions, dy)
+        stem = EVALUATION.of_now(ctx.call.patch_embed, images, positions, dy)
         forward = StemTraining(stem, saved=address(saved))
         # Gradients of images and positions are computed only if somebody wants them.
         first_two = addresses(*wanted_of(gradients[:2], inputs))

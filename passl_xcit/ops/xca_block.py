@@ -55,14 +55,9 @@ class XcaBackward(ctypes.Structure):
 
 def xca_block(block, x, height, width):
     """An XCABlock in evaluation: x [B, N, C] -> [B, N, C], N = height * width"""
-    y, half = paddle.empty_like(x), _in_bfloat16(block)
-    library().run("xca_block", _with_tokens(EVALUATION.of(block, half), x, y, height, width), half)
+    y = paddle.empty_like(x)
+    EVALUATION.run(block, x, y, height, width)
     return y
-
-
-def _in_bfloat16(block):
-    """Heads must not share a pair of bfloat16."""
-    return library().in_bfloat16() and len(block.gamma1) // block.attn.num_heads % 2 == 0
 
 
 def _xca_block(block, parameters):
@@ -70,14 +65,19 @@ def _xca_block(block, parameters):
     return XcaBlock(1, 1, 1, *sizes, *NO_TENSORS, *addresses(*parameters))
 
 
-EVALUATION = Evaluation("xca_block", partial(parameters_of, names=PARAMETERS), _xca_block)
-
-
 def _with_tokens(operator, x, y, height, width):
     check_tokens(x, height * width, operator.channels)
     operator.batch, operator.height, operator.width = x.shape[0], height, width
     operator.x, operator.y = addresses(x, y)
     return operator
+
+
+def _fits_bfloat16(block):
+    """Heads must not share a pair of bfloat16."""
+    return block.gamma1.shape[0] // block.attn.num_heads % 2 == 0
+
+
+EVALUATION = Evaluation("xca_block", partial(parameters_of, names=PARAMETERS), _xca_block, _with_tokens, _fits_bfloat16)
 
 
 def train_xca_block(block, x, height, width):
@@ -90,10 +90,10 @@ class _Training(Training):
 
     def __init__(self, block, height, width, keeps):
         super().__init__(block)
-        self.grid, self.keeps, self.half = (height, width), keeps, _in_bfloat16(block)
+        self.grid, self.keeps, self.half = (height, width), keeps, EVALUATION.half(block, library())
 
     def forward_struct(self, x, y):
-        return XcaTraining(_with_tokens(EVALUATION.of_now(self.layer), x, y, *self.grid), *addresses(*self.keeps))
+        return XcaTraining(EVALUATION.of_now(self.layer, x, y, *self.grid), *addresses(*self.keeps))
 
     def run_forward(self, operator):
         bn = self.layer.local_mp.bn
