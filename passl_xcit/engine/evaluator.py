@@ -6,7 +6,7 @@ from tqdm import tqdm
 from passl_xcit.engine.chance import Tally, is_chance
 from passl_xcit.engine.cost import CostWatch
 from passl_xcit.metrics import TOPK, topk_correct
-from passl_xcit.ops.frozen import frozen
+from passl_xcit.ops.frozen import Frozen
 from passl_xcit.utils.device import lack_of_memory_told
 from passl_xcit.utils.dist import is_main, sum_over_processes
 from passl_xcit.utils.errors import DataError
@@ -54,7 +54,7 @@ class Evaluator:
         was_training = self.model.training
         self.model.eval()
         try:
-            with frozen(self.model):
+            with Frozen(self.model):
                 counts = sum_over_processes(self._count(interrupted))
         finally:
             self.model.train() if was_training else self.model.eval()

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from passl_xcit.engine.cost import CostWatch
 from passl_xcit.engine.features import STAGE, pooled_features
 from passl_xcit.metrics import TOPK, topk_correct
-from passl_xcit.ops.frozen import frozen
+from passl_xcit.ops.frozen import Frozen
 from passl_xcit.utils.device import lack_of_memory_told
 from passl_xcit.utils.dist import gathered, is_main, rank, world_size
 from passl_xcit.utils.errors import DataError
@@ -105,7 +105,7 @@ def evaluate_knn(model, train_loader, val_loader, stage=STAGE):
         ConfigError: for a stage that the model does not have.
     """
     model.eval()
-    with frozen(model):
+    with Frozen(model):
         return _evaluate(model, train_loader, val_loader, stage)
 
 

@@ -30,7 +30,7 @@ from passl_xcit.metrics import softmax
 from passl_xcit.modeling import factory
 from passl_xcit.modeling.weights import put_weights, read_weights
 from passl_xcit.modeling.zoo import find
-from passl_xcit.ops.frozen import Freeze
+from passl_xcit.ops.frozen import Frozen
 from passl_xcit.ops.library import native_precision
 from passl_xcit.utils.config import load_config
 from passl_xcit.utils.device import select_device
@@ -88,7 +88,8 @@ class Predictor:
             of a picture (`preprocess.at_size`).
 
     Attributes:
-        model: in evaluation mode; or an ExportedModel. It may get other weights between two calls.
+        model: in evaluation mode; or an ExportedModel. It may be given other weights between two
+            calls; for changes of some values only see `ops.frozen.Frozen`.
         preprocess: a Preprocess.
         class_names: a list, or None where nobody tells them.
 
@@ -134,7 +135,7 @@ class Predictor:
         if size is not None:
             self.preprocess = self.preprocess.at_size(size)
             self._check_size(size)
-        self._freeze = None if isinstance(self.model, ExportedModel) else Freeze(self.model)
+        self._frozen = Frozen(self.model)
         self.cost = CostWatch(self.model)
         self.topk = self._checked_topk(topk)
         self.class_names = self.model.class_names if class_names is None else self._checked_names(class_names)
@@ -219,13 +220,11 @@ class Predictor:
         """float32 [B, C, H, W], as `preprocess` makes them -> float32 [B, K]"""
         if isinstance(self.model, ExportedModel):
             return self.model(images)
-        self._freeze.renew()
-        with self.cost.watched(images.shape), self._in_precision():
+        with self.cost.watched(images.shape), self._in_precision(), self._frozen:
             return self.model(paddle.to_tensor(images)).astype("float32").numpy()
 
     def _features(self, images, stage):
-        self._freeze.renew()
-        with self.cost.watched(images.shape), self._in_precision():
+        with self.cost.watched(images.shape), self._in_precision(), self._frozen:
             return pooled_features(self.model, paddle.to_tensor(images), stage).numpy()
 
     def _in_precision(self):

@@ -4,7 +4,7 @@ Packed weights are a copy in the order in which the operators read them. For one
 computing with what was packed.
 """
 
-import contextlib
+import threading
 import weakref
 from dataclasses import dataclass
 from typing import Callable
@@ -14,10 +14,11 @@ import numpy as np
 from passl_xcit.ops.library import library
 from passl_xcit.ops.structures import addresses, is_plain
 
-_frozen = weakref.WeakKeyDictionary()  # layer -> _Frozen
+_frozen = weakref.WeakKeyDictionary()  # layer -> _Kept, of the layers that are frozen now
+_lock = threading.Lock()
 
 
-class _Frozen:
+class _Kept:
     """What is kept of a layer, without a reference to it.
 
     Attributes:
@@ -36,54 +37,69 @@ class _Frozen:
         return self._as_made
 
 
-@contextlib.contextmanager
-def frozen(model):
-    """Inside, native operators of the model in evaluation may keep what they made of its parameters and settings.
+class Frozen:
+    """Contexts in which native operators of a model in evaluation may keep what they made of its parameters.
 
-    So none of these may change, in no thread. Hooks, modes, devices and precisions may. It costs memory: once more what
-    the blocks' parameters take, half of that in bfloat16.
-    """
-    freeze = Freeze(model)
-    try:
-        yield
-    finally:
-        freeze.melt()
+    Inside, no parameter and no setting of a layer may change, in no thread, nor where they lie; hooks, modes and
+    precisions may. What is kept outlives a context. The next one keeps it if it finds the same parameters, told by
+    where they lie, by Paddle's count of changes in place, and by four values of each: enough for weights that are
+    loaded or trained, not for some values that are set to others. A new object keeps nothing of an old one.
 
-
-class Freeze:
-    """The same from now on, until `melt` or the end of the model.
-
-    Where others can reach the model, `renew` before a forward pass finds weights that were loaded in the meantime.
+    It costs memory: once more what the blocks' parameters take, about half of that in bfloat16.
     """
 
     def __init__(self, model):
-        layers = [layer for layer in model.sublayers(include_self=True) if "native_parts" in vars(layer)]
-        self._layers = [layer for layer in layers if layer not in _frozen]
-        self._model = model
-        self._start()
+        self._model, self._depth, self._state = model, 0, None
 
-    def _start(self):
-        _frozen.update((layer, _Frozen(layer)) for layer in self._layers)
-        self._tensors = [each for each in (*self._model.parameters(), *self._model.buffers()) if is_plain(each)]
-        self._where = addresses(*self._tensors)
-        self._sizes = [each.size for each in self._tensors]
-        self._seen = self._sample()
+    def __reduce__(self):  # a copy's weights are its own
+        return Frozen, (self._model,)
 
-    def melt(self):
-        for layer in self._layers:
-            _frozen.pop(layer, None)
+    def __enter__(self):
+        with _lock:
+            if not self._depth:
+                self._renew()
+                self._entered = {layer: kept for layer, kept in self._kept.items() if layer not in _frozen}
+                _frozen.update(self._entered)
+            self._depth += 1
 
-    def renew(self):
-        """Start again if the weights have changed: where they lie, or some values of each."""
-        if addresses(*self._tensors) != self._where or self._sample() != self._seen:
-            self._start()
+    def __exit__(self, *_):
+        with _lock:
+            self._depth -= 1
+            if not self._depth:
+                for layer in self._entered:
+                    _frozen.pop(layer, None)
 
-    def _sample(self):
-        return library().sample(self._where, self._sizes) if library() else None
+    def _renew(self):
+        """Start again if the model has changed."""
+        if self._state is None or self._look() != self._state:
+            self._state = None
+            self._list()
+            self._state = self._look()
+
+    def _list(self):
+        layers = self._model.sublayers(include_self=True)
+        self._kept = {layer: _Kept(layer) for layer in layers if "native_parts" in vars(layer)}
+        self._owners = [(each._parameters, each._buffers, each._sub_layers) for each in layers]
+        self._tensors = self._tensors_now()
+        self._plain = [tensor for tensor in self._tensors if is_plain(tensor)]
+        self._sizes = [tensor.size for tensor in self._plain]
+
+    def _tensors_now(self):
+        held = (tensor for *owned, _ in self._owners for tensors in owned for tensor in tensors.values())
+        return [tensor for tensor in held if tensor is not None]
+
+    def _look(self):
+        """What tells the model from a changed one. Memory is read only where all lies as it lay."""
+        tensors = self._tensors_now()
+        parts = [id(part) for *_, layers in self._owners for part in layers.values()]
+        state = [*parts, *map(id, tensors), *addresses(*tensors), *(tensor.inplace_version for tensor in tensors)]
+        if self._state is not None and state != self._state[0]:
+            return None
+        return state, library().sample(addresses(*self._plain), self._sizes) if library() else None
 
 
 def frozen_part(layer):
-    """What is kept of a layer that is frozen; None of another."""
+    """What is kept of a layer that is frozen now; None of another."""
     return _frozen.get(layer)
 
 

@@ -1,5 +1,6 @@
 """What a user did wrong, as one line: the classes of every error that is not a bug of ours."""
 
+import contextlib
 import os
 import sys
 
@@ -72,23 +73,43 @@ def exit_with_one_line(main, argv=None):
 
 
 def _flush_output():
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        error.filename = "<stdout>"
-        raise
+    if _is_open(sys.stdout):
+        try:
+            sys.stdout.flush()
+        except OSError as error:
+            error.filename = "<stdout>"
+            raise
+
+
+def _is_open(stream):
+    return stream is not None and not getattr(
+        stream, "closed", False
+    )  # a process may be started without a standard output
 
 
 def give_up_unwritten(stream):
-    """Forget what a stream could not write. It would try again with every line, and at its end."""
+    """Forget what a stream could not write. It would try again with every line, and at its end.
+
+    What others write into the same file meanwhile is lost, too. A stream without a file keeps what it has.
+    """
+    if not _is_open(stream):
+        return
     try:
         stream.flush()
     except OSError:
-        kept = os.dup(stream.fileno())
+        with contextlib.suppress(OSError):
+            _write_nowhere(stream)
+
+
+def _write_nowhere(stream):
+    number = stream.fileno()
+    kept = os.dup(number)
+    try:
         with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), stream.fileno())
+            os.dup2(nowhere.fileno(), number)
         stream.flush()
-        os.dup2(kept, stream.fileno())
+    finally:
+        os.dup2(kept, number)
         os.close(kept)
 
 

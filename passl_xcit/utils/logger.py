@@ -64,14 +64,12 @@ class _WarnsOnce:
 
     def emit(self, record):
         self._waiting.append(record)
-        if self._writes:
-            return
-        self._writes = True
-        try:
-            while self._waiting:
+        while self._waiting and not self._writes:
+            self._writes = True
+            try:
                 self._write(self._waiting.popleft())
-        finally:
-            self._writes = False
+            finally:
+                self._writes = False
 
     def _write(self, record):
         super().emit(record)
@@ -84,7 +82,7 @@ class _WarnsOnce:
             super().handleError(record)
         elif not self.warned:
             self.warned = True
-            _warn_of_lost_lines(self.stream.name if self.stream else self.baseFilename, error)
+            _warn_of_lost_lines(getattr(self.stream, "name", "<log>") if self.stream else self.baseFilename, error)
 
 
 class _StreamHandler(_WarnsOnce, logging.StreamHandler):

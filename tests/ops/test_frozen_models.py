@@ -13,7 +13,7 @@ from test_native_xcit import draw, filled
 
 from passl_xcit.modeling.backbones.crossvit import CrossViT
 from passl_xcit.modeling.backbones.xcit import XCiT
-from passl_xcit.ops.frozen import Freeze, frozen
+from passl_xcit.ops.frozen import Frozen
 from passl_xcit.ops.library import native_precision
 from passl_xcit.ops.library import portable as paddle_only
 
@@ -49,6 +49,11 @@ def change(model):
     return model
 
 
+def mlp_of(model):
+    """One that a native operator computes."""
+    return next(layer.mlp for layer in model.sublayers() if "mlp" in layer._sub_layers)
+
+
 def gradients(model):
     y = model(images())
     sum((part**2).sum() for part in (y if isinstance(y, (list, tuple)) else [y])).backward()
@@ -59,14 +64,14 @@ def gradients(model):
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_it_computes_the_same_bits(native, model, batch):
-    with frozen(model):
+    with Frozen(model):
         found = [answer(model, images(batch)) for _ in range(2)]
     for bits in found:
         np.testing.assert_array_equal(bits, answer(model, images(batch)))
 
 
 def test_so_it_does_in_bfloat16_and_in_float32_again(bfloat16, model):
-    with frozen(model):
+    with Frozen(model):
         found = {}
         for precision in ("bfloat16", "float32", "bfloat16"):
             with native_precision(precision):
@@ -81,7 +86,7 @@ def test_so_it_does_in_bfloat16_and_in_float32_again(bfloat16, model):
 def test_its_weights_are_packed_once(native, model, packings):
     answer(model, images())
     assert not +packings  # an operator packs for itself
-    with frozen(model):
+    with Frozen(model):
         for batch in (1, 2, 3):
             answer(model, images(batch))
     parts = sum(type(layer).__name__ in NATIVE for layer in model.sublayers())
@@ -89,15 +94,15 @@ def test_its_weights_are_packed_once(native, model, packings):
 
 
 def test_afterwards_its_weights_count_at_once(native, model):
-    with frozen(model):
+    with Frozen(model):
         before = answer(model, images())
     change(model)
     assert (answer(model, images()) != before).any()
 
 
 def test_frozen_twice_it_stays_frozen_to_the_outer_end(native, model, packings):
-    with frozen(model):
-        with frozen(model):
+    with Frozen(model):
+        with Frozen(model):
             answer(model, images())
         once = packings.total()
         answer(model, images())
@@ -105,7 +110,7 @@ def test_frozen_twice_it_stays_frozen_to_the_outer_end(native, model, packings):
 
 
 def test_an_exception_ends_it(native, model):
-    with pytest.raises(ZeroDivisionError), frozen(model):
+    with pytest.raises(ZeroDivisionError), Frozen(model):
         before = answer(model, images())
         raise ZeroDivisionError
     change(model)
@@ -113,7 +118,7 @@ def test_an_exception_ends_it(native, model):
 
 
 def test_a_training_step_in_between_takes_the_weights_themselves(native, model):
-    with frozen(model):
+    with Frozen(model):
         answer(model, images())
         change(model)
         model.train()
@@ -122,7 +127,7 @@ def test_a_training_step_in_between_takes_the_weights_themselves(native, model):
 
 
 def test_a_copy_of_it_is_not_frozen(native, model):
-    with frozen(model):
+    with Frozen(model):
         before = answer(model, images())
         other = change(copy.deepcopy(model))
         assert (answer(other, images()) != before).any()
@@ -131,10 +136,10 @@ def test_a_copy_of_it_is_not_frozen(native, model):
 
 def test_hooks_see_what_they_would(native, model):
     seen = []
-    with frozen(model):
+    with Frozen(model):
         before = answer(model, images())
         hook = model.sublayers()[-1].register_forward_post_hook(lambda *args: seen.append(args))
-        deep = [layer for layer in model.sublayers() if type(layer).__name__ == "Mlp"][0].fc1
+        deep = mlp_of(model).fc1
         inner = deep.register_forward_post_hook(lambda *args: seen.append(args))
         np.testing.assert_allclose(answer(model, images()), before, rtol=1e-4, atol=1e-4)
         assert any(args[0] is deep for args in seen)
@@ -144,7 +149,7 @@ def test_hooks_see_what_they_would(native, model):
 
 
 def test_paddles_operators_take_the_weights_themselves(native, model):
-    with frozen(model), paddle_only():
+    with Frozen(model), paddle_only():
         answer(model, images())
         change(model)
         found = answer(model, images())
@@ -154,7 +159,7 @@ def test_paddles_operators_take_the_weights_themselves(native, model):
 
 def test_threads_share_it(native, model):
     found = []
-    with frozen(model):
+    with Frozen(model):
         threads = [threading.Thread(target=lambda: found.append(answer(model, images()))) for _ in range(4)]
         for thread in threads:
             thread.start()
@@ -167,7 +172,7 @@ def test_threads_share_it(native, model):
 
 def test_parameters_that_move_are_not_read_where_they_were(native, model):
     """Paddle frees the memory of a tensor that gets another one."""
-    with frozen(model):
+    with Frozen(model):
         before = answer(model, images())
         model.to(dtype="float64")
         model.to(dtype="float32")
@@ -175,46 +180,125 @@ def test_parameters_that_move_are_not_read_where_they_were(native, model):
         np.testing.assert_array_equal(answer(model, images()), before)
 
 
-def test_what_is_kept_goes_with_the_model(native):
+def test_what_is_kept_goes_with_its_object(native):
     model = filled(XCiT(**TINY))[0]
-    Freeze(model)
-    answer(model, images())
+    frozen = Frozen(model)
+    with frozen:
+        answer(model, images())
     gone = weakref.ref(model.blocks[0])
-    del model
+    del model, frozen
     gc.collect()
     assert gone() is None
 
 
-class TestRenew:
-    @pytest.mark.parametrize("how", ["set_state_dict", "step", "to"])
-    def test_weights_that_were_changed_count(self, native, model, how):
-        freeze = Freeze(model)
-        before = answer(model, images())
-        if how == "set_state_dict":
-            model.set_state_dict({name: 1.1 * value for name, value in model.state_dict().items()})
-        elif how == "step":
-            change(model)
-        else:
-            change(model).to(dtype="float64")
-            model.to(dtype="float32")
-        freeze.renew()
-        found = answer(model, images())
-        freeze.melt()
+def set_some_in_place(model):
+    with paddle.no_grad():
+        mlp_of(model).fc1.weight[0] = 1.0
+
+
+def replace_a_parameter(model):
+    fc1 = mlp_of(model).fc1
+    fc1.weight = fc1.create_parameter(fc1.weight.shape)
+
+
+def replace_a_layer(model):
+    block = next(layer for layer in model.sublayers() if "mlp" in layer._sub_layers)
+    block.mlp = change(copy.deepcopy(block.mlp))
+
+
+def move(model):
+    change(model).to(dtype="float64")
+    model.to(dtype="float32")
+
+
+def load(model):
+    model.set_state_dict({name: 1.1 * value for name, value in model.state_dict().items()})
+
+
+class TestUsedAgain:
+    """One object, entered twice."""
+
+    def test_it_keeps_what_it_packed(self, native, model, packings):
+        frozen = Frozen(model)
+        for _ in range(3):
+            with frozen:
+                answer(model, images())
+        assert packings.total() == sum(type(layer).__name__ in NATIVE for layer in model.sublayers())
+
+    @pytest.mark.parametrize(
+        "how",
+        [load, change, move, set_some_in_place, replace_a_parameter, replace_a_layer],
+        ids=lambda how: how.__name__,
+    )
+    def test_it_finds_what_was_changed_in_between(self, native, model, how):
+        frozen = Frozen(model)
+        with frozen:
+            before = answer(model, images())
+        how(model)
+        with frozen:
+            found = answer(model, images())
         np.testing.assert_array_equal(found, answer(model, images()))
         assert (found != before).any()
 
-    def test_weights_that_were_not_changed_are_not_packed_again(self, native, model, packings):
-        freeze = Freeze(model)
-        for _ in range(3):
-            freeze.renew()
-            answer(model, images())
-        assert packings.total() == sum(type(layer).__name__ in NATIVE for layer in model.sublayers())
-
-    def test_a_running_statistic_counts_too(self, native):
+    def test_it_finds_a_running_statistic(self, native):
         model = filled(XCiT(**TINY))[0]
-        freeze = Freeze(model)
-        before = answer(model, images())
+        frozen = Frozen(model)
+        with frozen:
+            before = answer(model, images())
         statistic = model.blocks[0].local_mp.bn._mean
         statistic.set_value(statistic + 0.5)
-        freeze.renew()
+        with frozen:
+            assert (answer(model, images()) != before).any()
+
+    def test_it_finds_changes_after_the_model_was_elsewhere(self, native, model):
+        frozen = Frozen(model)
+        model.to(dtype="float64")
+        with frozen:
+            pass
+        model.to(dtype="float32")
+        for _ in range(2):
+            with frozen:
+                found = answer(model, images())
+            np.testing.assert_array_equal(found, answer(model, images()))
+            change(model)
+
+    def test_outside_it_weights_count_at_once(self, native, model):
+        with Frozen(model):
+            before = answer(model, images())
+        change(model)
         assert (answer(model, images()) != before).any()
+
+    def test_others_keep_nothing_of_it(self, native, model):
+        first = Frozen(model)
+        with first:
+            before = answer(model, images())
+        change(model)
+        with Frozen(model):
+            assert (answer(model, images()) != before).any()
+
+    def test_its_copy_is_of_the_copied_model(self, native, model):
+        frozen = Frozen(model)
+        with frozen:
+            answer(model, images())
+        other, frozen_other = copy.deepcopy((model, frozen))
+        change(other)
+        with frozen_other:
+            found = answer(other, images())
+        np.testing.assert_array_equal(found, answer(other, images()))
+
+
+def test_threads_enter_and_leave_it_as_they_like(native, model):
+    frozen, found = Frozen(model), []
+
+    def use():
+        for _ in range(5):
+            with frozen:
+                found.append(answer(model, images()))
+
+    threads = [threading.Thread(target=use) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    expected = answer(model, images())
+    assert len(found) == 20 and all((bits == expected).all() for bits in found)

@@ -58,6 +58,13 @@ def test_a_config_error_tells_message_and_path_apart():
     assert isinstance(error, UserError) and not error.located
 
 
+def test_a_program_may_have_no_standard_output():
+    program = "from passl_xcit.utils.errors import exit_with_one_line\nexit_with_one_line(lambda argv: None)"
+    closed = {"preexec_fn": lambda: os.close(1), "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.run([sys.executable, "-c", program], **closed)
+    assert (process.returncode, process.stderr) == (0, "")
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 @pytest.mark.parametrize(
     ("result", "code", "line"),

@@ -238,6 +238,15 @@ class TestALogThatCannotBeWritten:
             "warning: /dev/full: No space left on device: lines of this log are lost, the run goes on\n"
         )
 
+    def test_may_be_a_stream_without_a_file(self, capsys):
+        class Full(io.StringIO):
+            def flush(self):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        setup_logger(stream=Full())
+        get_logger().info("line 0")
+        assert capsys.readouterr().err.count("lines of this log are lost") == 1
+
     def test_goes_on_in_a_new_file_when_its_folder_was_removed_and_is_made_again(self, tmp_path, capsys):
         setup_logger()
         (tmp_path / "out").mkdir()

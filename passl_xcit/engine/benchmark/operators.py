@@ -11,7 +11,7 @@ from passl_xcit.engine.benchmark.measure import ratios
 from passl_xcit.modeling import factory
 from passl_xcit.modeling.backbones.crossvit import Block, CrossAttentionBlock
 from passl_xcit.modeling.backbones.xcit import ClassAttentionBlock, XCABlock, XCiT
-from passl_xcit.ops.frozen import Freeze
+from passl_xcit.ops.frozen import Frozen
 from passl_xcit.ops.library import library, native_precision, portable, why
 from passl_xcit.utils.errors import ConfigError
 
@@ -85,11 +85,12 @@ def parts_of(backbone, images):
 def _step(layer, inputs, mode):
     x, *rest = inputs
     layer.train() if mode == "train" else layer.eval()
-    Freeze(layer)  # which is for evaluation only
+    frozen = Frozen(layer)
 
     @paddle.no_grad()
     def inference():
-        layer(x, *rest)
+        with frozen:
+            layer(x, *rest)
 
     def train():
         given = x.detach()

@@ -15,7 +15,7 @@ from passl_xcit.engine.benchmark.cases import COPIED, MATRIX
 from passl_xcit.engine.mixed_precision import MixedPrecision, float32
 from passl_xcit.engine.runtimes import open_runtime, why_not_eager
 from passl_xcit.modeling import factory
-from passl_xcit.ops.frozen import Freeze
+from passl_xcit.ops.frozen import Frozen
 from passl_xcit.ops.library import native_precision
 from passl_xcit.solver.optimizer import NativeAdamW
 from passl_xcit.utils.errors import ConfigError
@@ -61,11 +61,11 @@ def inference(task):
     _check_precision(task["precision"])
     model = _model(task)
     model.eval()
-    Freeze(model)
+    frozen = Frozen(model)
 
     @paddle.no_grad()
     def step():
-        with native_precision(task["precision"]):
+        with native_precision(task["precision"]), frozen:
             return model(paddle.to_tensor(images)).numpy()
 
     return step

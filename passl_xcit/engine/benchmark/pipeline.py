@@ -6,7 +6,7 @@ import time
 import paddle
 
 from passl_xcit.engine import builder
-from passl_xcit.ops.frozen import Freeze
+from passl_xcit.ops.frozen import Frozen
 from passl_xcit.utils.config import Override
 from passl_xcit.utils.seed import SAMPLE, generator
 
@@ -33,7 +33,12 @@ def measure_pipeline(cfg, workers, repeats, told=lambda text: None):
     model.eval()
     loaders = {count: _loader(cfg, model, count) for count in workers}
     dataset = next(iter(loaders.values())).dataset
-    Freeze(model)
+    frozen = Frozen(model)
+
+    def predict(images):
+        with frozen:
+            return model(images).numpy()
+
     told("stages")
     found = {"images": len(dataset), "stages": profile_stages(dataset)}
     found["loaders"] = {str(count): [] for count in workers}
@@ -43,7 +48,7 @@ def measure_pipeline(cfg, workers, repeats, told=lambda text: None):
             told(f"turn {turn + 1} of {repeats}: {count} workers")
             seconds, _ = _time_epoch(loader, lambda images: None)
             found["loaders"][str(count)].append(len(dataset) / seconds)
-            seconds, waiting = _time_epoch(loader, lambda images: model(images).numpy())
+            seconds, waiting = _time_epoch(loader, predict)
             found["evaluations"][str(count)].append({"seconds": seconds, "waiting": waiting})
     return found
 

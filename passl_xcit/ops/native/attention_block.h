@@ -55,14 +55,6 @@ struct AttentionBlockForward {
         block_tokens(even_blocks<Isa>(block.tokens)),
         blocks((tokens + block_tokens - 1) / block_tokens) {}
 
-  // The packed weights, into `memory`, which `run` may be given as `packed`; the bytes that they take.
-  size_t pack(void* memory, const Team& team) {
-    Workspace workspace(memory);
-    take_weights(workspace);
-    if (memory) pack_weights(team);
-    return workspace.bytes();
-  }
-
   size_t run(void* memory, const Team& team) {
     Workspace workspace(memory), packed(op.packed);
     take_weights(op.packed ? packed : workspace);
@@ -77,7 +69,6 @@ struct AttentionBlockForward {
     return workspace.bytes();
   }
 
- protected:
   void take_weights(Workspace& workspace) {
     for (Panels<Isa>* square : {&q, &k}) *square = take_panels<Isa>(workspace, channels, channels);
     proj = take_panels<Float>(workspace, channels, channels);
@@ -85,6 +76,21 @@ struct AttentionBlockForward {
     v = workspace.floats(heads * Panels<Isa>::size(channels, d));
   }
 
+  void pack_weights(const Team& team) const {
+    pack_all<Isa>({{q, op.qkv_weight, 3 * channels},
+                   {k, op.qkv_weight + channels, 3 * channels},
+                   {fc1, op.fc1_weight, hidden},
+                   {fc2, op.fc2_weight, channels}},
+                  team);
+    pack_all<Float>({{proj, op.proj_weight, channels}}, team);
+    team.each(heads, [&](int head, int) {
+      const Panels<Isa> values = values_of(head);
+      for (int panel = 0; panel < values.count(); ++panel)
+        values.pack(panel, op.qkv_weight + 2 * channels + head * d, 3 * channels);
+    });
+  }
+
+ protected:
   Images take_images(Workspace& workspace, int images, int threads) const {
     Images to{};
     to.q = workspace.floats(static_cast<size_t>(images) * tokens * P);
@@ -101,20 +107,6 @@ struct AttentionBlockForward {
   }
 
   Panels<Isa> values_of(int head) const { return {v + head * Panels<Isa>::size(channels, d), channels, d}; }
-
-  void pack_weights(const Team& team) const {
-    pack_all<Isa>({{q, op.qkv_weight, 3 * channels},
-                   {k, op.qkv_weight + channels, 3 * channels},
-                   {fc1, op.fc1_weight, hidden},
-                   {fc2, op.fc2_weight, channels}},
-                  team);
-    pack_all<Float>({{proj, op.proj_weight, channels}}, team);
-    team.each(heads, [&](int head, int) {
-      const Panels<Isa> values = values_of(head);
-      for (int panel = 0; panel < values.count(); ++panel)
-        values.pack(panel, op.qkv_weight + 2 * channels + head * d, 3 * channels);
-    });
-  }
 
   // All of the block for `count` images from `first` on.
   void phases(int first, int count, const Images& to, const Team& team) const {

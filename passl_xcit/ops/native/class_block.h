@@ -24,14 +24,6 @@ struct ClassBlockForward : ClassAttention<Isa> {
 
   explicit ClassBlockForward(const ClassBlock& block) : Base(query_of(block)), op(block), hidden(block.hidden) {}
 
-  // The packed weights, into `memory`, which `run` may be given as `packed`; the bytes that they take.
-  size_t pack(void* memory, const Team& team) {
-    Workspace workspace(memory);
-    take_weights(workspace);
-    if (memory) pack_weights(team);
-    return workspace.bytes();
-  }
-
   size_t run(void* memory, const Team& team) {
     Workspace workspace(memory), packed(op.packed);
     take_weights(op.packed ? packed : workspace);
@@ -41,12 +33,17 @@ struct ClassBlockForward : ClassAttention<Isa> {
     return workspace.bytes();
   }
 
- protected:
+  void take_weights(Workspace& workspace) {
+    this->take_attention(workspace);
+    fc1 = take_panels<Isa>(workspace, channels, hidden), fc2 = take_panels<Isa>(workspace, hidden, channels);
+  }
+
   void pack_weights(const Team& team) const {
     this->pack_attention(team);
     pack_all<Isa>({{fc1, op.fc1_weight, hidden}, {fc2, op.fc2_weight, channels}}, team);
   }
 
+ protected:
   void compute(const Team& team) const {
     this->attend(team);
     team.each(proj.count(), [&](int panel, int) { this->project(panel, op.gamma1, attended, P); });
@@ -60,15 +57,10 @@ struct ClassBlockForward : ClassAttention<Isa> {
     const int64_t C = op.channels;
     const float *weight = op.qkv_weight, *bias = op.qkv_bias;
     ClassQuery query{op.batch, op.tokens, C, op.heads, 3 * C, op.x, op.norm1_weight, op.norm1_bias, 1e-6};
-    query.q_weight = weight, query.k_weight = weight + C, query.v_weight = weight + 2 * C;
+    if (weight) query.q_weight = weight, query.k_weight = weight + C, query.v_weight = weight + 2 * C;
     query.q_bias = bias, query.v_bias = bias ? bias + 2 * C : nullptr;
     query.proj_weight = op.proj_weight, query.proj_bias = op.proj_bias;
     return query;
-  }
-
-  void take_weights(Workspace& workspace) {
-    this->take_attention(workspace);
-    fc1 = take_panels<Isa>(workspace, channels, hidden), fc2 = take_panels<Isa>(workspace, hidden, channels);
   }
 
   void take_values(Workspace& workspace) {

@@ -14,22 +14,17 @@ struct CrossAttentionForward : ClassAttention<Isa> {
 
   explicit CrossAttentionForward(const CrossAttention& block) : Base(query_of(block)), op(block) {}
 
-  // The packed weights, into `memory`, which `run` may be given as `packed`; the bytes that they take.
-  size_t pack(void* memory, const Team& team) {
-    Workspace workspace(memory);
-    this->take_attention(workspace);
-    if (memory) this->pack_attention(team);
-    return workspace.bytes();
-  }
-
   size_t run(void* memory, const Team& team) {
     Workspace workspace(memory), packed(op.packed);
-    this->take_attention(op.packed ? packed : workspace);
+    take_weights(op.packed ? packed : workspace);
     this->take_values(workspace);
-    if (memory && !op.packed) this->pack_attention(team);
+    if (memory && !op.packed) pack_weights(team);
     if (memory) compute(nullptr, team);
     return workspace.bytes();
   }
+
+  void take_weights(Workspace& workspace) { this->take_attention(workspace); }
+  void pack_weights(const Team& team) const { this->pack_attention(team); }
 
  protected:
   // `keep` [B] is what multiplies the update of each image, or null.

@@ -23,9 +23,9 @@ struct CrossTrainingForward : CrossAttentionForward<Isa> {
 
   size_t run(void* memory, const Team& team) {
     Workspace workspace(memory);
-    this->take_attention(workspace);
+    this->take_weights(workspace);
     if (!memory) return workspace.bytes();
-    this->pack_attention(team);
+    this->pack_weights(team);
     this->compute(keep, team);
     return workspace.bytes();
   }

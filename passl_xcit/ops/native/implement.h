@@ -18,7 +18,11 @@ size_t run(const void* of, void* workspace, const Team& team) {
 
 template <template <class> class Forward, class Isa, class Struct>
 size_t pack(const void* of, void* packed, const Team& team) {
-  return Forward<Isa>(*static_cast<const Struct*>(of)).pack(packed, team);
+  Forward<Isa> forward(*static_cast<const Struct*>(of));
+  Workspace workspace(packed);
+  forward.take_weights(workspace);
+  if (packed) forward.pack_weights(team);
+  return workspace.bytes();
 }
 
 template <template <class> class Forward, class Isa, class Struct>

@@ -43,21 +43,13 @@ struct StemForward {
         bands((rows + kBandRows - 1) / kBandRows),
         band_rows((rows + bands - 1) / bands) {}
 
-  // The packed weights, into `memory`, which `run` may be given as `packed`; the bytes that they take.
-  size_t pack(void* memory, const Team& team) {
-    Workspace workspace(memory);
-    take_folded(workspace);
-    if (memory) pack_folded(team);
-    return workspace.bytes();
-  }
-
   size_t run(void* memory, const Team& team) {
     Workspace workspace(memory), packed(op.packed);
-    take_folded(op.packed ? packed : workspace);
+    take_weights(op.packed ? packed : workspace);
     Band of_thread[kMaxThreads];
     for (int thread = 0; thread < team.threads; ++thread) take_band(workspace, of_thread[thread]);
     if (!memory) return workspace.bytes();
-    if (!op.packed) pack_folded(team);
+    if (!op.packed) pack_weights(team);
     team.each(op.batch * bands, [&](int item, int thread) {
       Band& band = of_thread[thread];
       band.image = item / bands;
@@ -68,6 +60,20 @@ struct StemForward {
       for (int stage = 0; stage < stages; ++stage) convolve(stage, band);
     });
     return workspace.bytes();
+  }
+
+  // The convolutions, with BatchNorm folded into them.
+  void take_weights(Workspace& workspace) {
+    take_convolutions(workspace);
+    for (int stage = 0; stage < stages; ++stage)
+      for (float** row : {&scales[stage], &shifts[stage]}) *row = workspace.floats(padded<Isa>(op.widths[stage + 1]));
+  }
+
+  void pack_weights(const Team& team) const {
+    for (int stage = 0; stage < stages; ++stage) {
+      fold_batch_norm(stage);
+      team.each(weights[stage].count(), [&](int panel, int) { pack_panel(stage, panel, scales[stage]); });
+    }
   }
 
  protected:
@@ -81,23 +87,9 @@ struct StemForward {
     return (tiles < 1 ? 1 : tiles > most ? most : tiles) * Isa::tile_rows;
   }
 
-  void take_weights(Workspace& workspace) {
+  void take_convolutions(Workspace& workspace) {
     for (int stage = 0; stage < stages; ++stage) {
       weights[stage] = take_panels<Isa>(workspace, 9 * op.widths[stage], op.widths[stage + 1]);
-    }
-  }
-
-  // The same with BatchNorm.
-  void take_folded(Workspace& workspace) {
-    take_weights(workspace);
-    for (int stage = 0; stage < stages; ++stage)
-      for (float** row : {&scales[stage], &shifts[stage]}) *row = workspace.floats(padded<Isa>(op.widths[stage + 1]));
-  }
-
-  void pack_folded(const Team& team) const {
-    for (int stage = 0; stage < stages; ++stage) {
-      fold_batch_norm(stage);
-      team.each(weights[stage].count(), [&](int panel, int) { pack_panel(stage, panel, scales[stage]); });
     }
   }
 

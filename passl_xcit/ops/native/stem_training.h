@@ -43,7 +43,7 @@ struct StemTrainingForward : StemForward<Isa> {
 
   size_t run(void* memory, const Team& team) {
     Workspace workspace(memory);
-    this->take_weights(workspace);
+    this->take_convolutions(workspace);
     Piece of_thread[kMaxThreads];
     for (int thread = 0; thread < team.threads; ++thread) take_piece(workspace, of_thread[thread]);
     float* sums = workspace.floats(sums_size());

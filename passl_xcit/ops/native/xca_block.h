@@ -56,14 +56,6 @@ struct XcaBlockForward {
         block_tokens(even_blocks<Isa>(tokens)),
         blocks((tokens + block_tokens - 1) / block_tokens) {}
 
-  // The packed weights, into `memory`, which `run` may be given as `packed`; the bytes that they take.
-  size_t pack(void* memory, const Team& team) {
-    Workspace workspace(memory);
-    take_weights(workspace);
-    if (memory) pack_weights(team);
-    return workspace.bytes();
-  }
-
   size_t run(void* memory, const Team& team) {
     Workspace workspace(memory), packed(op.packed);
     take_weights(op.packed ? packed : workspace);
@@ -78,13 +70,24 @@ struct XcaBlockForward {
     return workspace.bytes();
   }
 
- protected:
   void take_weights(Workspace& workspace) {
     take_convolutions(workspace);
     for (Panels<Isa>* square : {&q, &k, &v, &proj}) *square = take_panels<Isa>(workspace, channels, channels);
     fc1 = take_panels<Isa>(workspace, channels, hidden), fc2 = take_panels<Isa>(workspace, hidden, channels);
   }
 
+  void pack_weights(const Team& team) const {
+    pack_convolutions();
+    pack_all<Isa>({{q, op.qkv_weight, 3 * channels},
+                   {k, op.qkv_weight + channels, 3 * channels},
+                   {v, op.qkv_weight + 2 * channels, 3 * channels},
+                   {proj, op.proj_weight, channels},
+                   {fc1, op.fc1_weight, hidden},
+                   {fc2, op.fc2_weight, channels}},
+                  team);
+  }
+
+ protected:
   void take_convolutions(Workspace& workspace) {
     conv1 = workspace.floats(9 * P), conv2 = workspace.floats(9 * P);
     bn_scale = workspace.floats(P), bn_shift = workspace.floats(P);
@@ -114,17 +117,6 @@ struct XcaBlockForward {
   }
 
   size_t grid_size() const { return static_cast<size_t>(op.height + 2) * (op.width + 2) * wide; }
-
-  void pack_weights(const Team& team) const {
-    pack_convolutions();
-    pack_all<Isa>({{q, op.qkv_weight, 3 * channels},
-                   {k, op.qkv_weight + channels, 3 * channels},
-                   {v, op.qkv_weight + 2 * channels, 3 * channels},
-                   {proj, op.proj_weight, channels},
-                   {fc1, op.fc1_weight, hidden},
-                   {fc2, op.fc2_weight, channels}},
-                  team);
-  }
 
   void pack_convolutions() const {
     for (int c = 0; c < P; ++c) {
