@@ -12,7 +12,7 @@ from typing import Callable
 import numpy as np
 
 from passl_xcit.ops.library import library
-from passl_xcit.ops.structures import addresses, is_plain
+from passl_xcit.ops.structures import is_plain
 
 _frozen = weakref.WeakKeyDictionary()  # layer -> _Kept, of the layers that are frozen now
 _lock = threading.Lock()
@@ -79,23 +79,23 @@ class Frozen:
     def _list(self):
         layers = self._model.sublayers(include_self=True)
         self._kept = {layer: _Kept(layer) for layer in layers if "native_parts" in vars(layer)}
-        self._owners = [(each._parameters, each._buffers, each._sub_layers) for each in layers]
+        self._held = [held for each in layers for held in (each._parameters, each._buffers) if held]
+        self._parts = [each._sub_layers for each in layers if each._sub_layers]
         self._tensors = self._tensors_now()
-        self._plain = [tensor for tensor in self._tensors if is_plain(tensor)]
-        self._sizes = [tensor.size for tensor in self._plain]
+        self._sizes = [tensor.size if is_plain(tensor) else 0 for tensor in self._tensors]
 
     def _tensors_now(self):
-        held = (tensor for *owned, _ in self._owners for tensors in owned for tensor in tensors.values())
-        return [tensor for tensor in held if tensor is not None]
+        return [tensor for held in self._held for tensor in held.values() if tensor is not None]
 
     def _look(self):
         """What tells the model from a changed one. Memory is read only where all lies as it lay."""
         tensors = self._tensors_now()
-        parts = [id(part) for *_, layers in self._owners for part in layers.values()]
-        state = [*parts, *map(id, tensors), *addresses(*tensors), *(tensor.inplace_version for tensor in tensors)]
+        parts = [id(part) for layers in self._parts for part in layers.values()]
+        where = [tensor.data_ptr() for tensor in tensors]
+        state = [*parts, *map(id, tensors), *where, *[tensor.inplace_version for tensor in tensors]]
         if self._state is not None and state != self._state[0]:
             return None
-        return state, library().sample(addresses(*self._plain), self._sizes) if library() else None
+        return state, library().sample(where, self._sizes) if library() else None
 
 
 def frozen_part(layer):
