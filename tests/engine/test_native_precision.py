@@ -27,9 +27,9 @@ def precisions(monkeypatch):
     """The list of (operator, whether in bfloat16) of all calls, as they come."""
     found, run = [], library.Library.run
 
-    def noted(self, name, operator, half=False):
+    def noted(self, name, operator, half=False, **workspace):
         found.append((name, half))
-        return run(self, name, operator, half)
+        return run(self, name, operator, half, **workspace)
 
     monkeypatch.setattr(library.Library, "run", noted)
     return found
