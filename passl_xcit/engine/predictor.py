@@ -88,8 +88,7 @@ class Predictor:
             of a picture (`preprocess.at_size`).
 
     Attributes:
-        model: in evaluation mode; or an ExportedModel. It may be given other weights between two
-            calls; for changes of some values only see `ops.frozen.Frozen`.
+        model: in evaluation mode; or an ExportedModel. It may be changed between two calls.
         preprocess: a Preprocess.
         class_names: a list, or None where nobody tells them.
 
@@ -135,7 +134,6 @@ class Predictor:
         if size is not None:
             self.preprocess = self.preprocess.at_size(size)
             self._check_size(size)
-        self._frozen = Frozen(self.model)
         self.cost = CostWatch(self.model)
         self.topk = self._checked_topk(topk)
         self.class_names = self.model.class_names if class_names is None else self._checked_names(class_names)
@@ -170,6 +168,8 @@ class Predictor:
 
     def predict(self, images):
         """Yield a Prediction for each image, in order; one that cannot be used has an `error`, and ends nothing.
+
+        The model must not be changed before the last.
 
         Args:
             images: the path of an image, or of a folder (all images below it, sorted, without hidden ones); a PIL
@@ -209,22 +209,29 @@ class Predictor:
             prepared = in_workers(self._prepare, tasks, self.num_workers, timeout=TIMEOUT, describe=describe)
         else:
             prepared = map(self._prepare, tasks)
-        for errors, *arrays in prepared:
+        for (errors, *arrays), context in zip(prepared, self._contexts()):
             errors = json.loads(errors.tobytes())
-            found = iter(_by_shape(arrays, compute))
+            with context:
+                found = iter(_by_shape(arrays, compute))
             for place, name in enumerate(waiting.popleft()):
                 yield name, errors[str(place)] if str(place) in errors else next(found)
+
+    def _contexts(self):
+        """For each batch of a stream: to keep packed weights pays from the second one on."""
+        plain = contextlib.nullcontext()
+        yield plain
+        yield from itertools.repeat(plain if isinstance(self.model, ExportedModel) else Frozen(self.model))
 
     @paddle.no_grad()
     def logits(self, images):
         """float32 [B, C, H, W], as `preprocess` makes them -> float32 [B, K]"""
         if isinstance(self.model, ExportedModel):
             return self.model(images)
-        with self.cost.watched(images.shape), self._in_precision(), self._frozen:
+        with self.cost.watched(images.shape), self._in_precision():
             return self.model(paddle.to_tensor(images)).astype("float32").numpy()
 
     def _features(self, images, stage):
-        with self.cost.watched(images.shape), self._in_precision(), self._frozen:
+        with self.cost.watched(images.shape), self._in_precision():
             return pooled_features(self.model, paddle.to_tensor(images), stage).numpy()
 
     def _in_precision(self):

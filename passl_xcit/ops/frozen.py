@@ -12,7 +12,6 @@ from typing import Callable
 import numpy as np
 
 from passl_xcit.ops.library import library
-from passl_xcit.ops.structures import is_plain
 
 _frozen = weakref.WeakKeyDictionary()  # layer -> _Kept, of the layers that are frozen now
 _lock = threading.Lock()
@@ -38,26 +37,27 @@ class _Kept:
 
 
 class Frozen:
-    """Contexts in which native operators of a model in evaluation may keep what they made of its parameters.
+    """A context in which native operators of a model in evaluation keep what they made of its parameters.
 
-    Inside, no parameter and no setting of a layer may change, in no thread, nor where they lie; hooks, modes and
-    precisions may. What is kept outlives a context. The next one keeps it if it finds the same parameters, told by
-    where they lie, by Paddle's count of changes in place, and by four values of each: enough for weights that are
-    loaded or trained, not for some values that are set to others. A new object keeps nothing of an old one.
+    From its beginning to its end no parameter, buffer or setting of a layer may change or move, in no thread,
+    so that there may be no training step and no loading. Hooks, modes and precisions may change. Outside of it weights
+    count at once. One object may be entered again, and then keeps what it had: its first beginning counts.
 
     It costs memory: once more what the blocks' parameters take, about half of that in bfloat16.
     """
 
     def __init__(self, model):
-        self._model, self._depth, self._state = model, 0, None
+        self._model, self._depth, self._kept = model, 0, None
 
     def __reduce__(self):  # a copy's weights are its own
         return Frozen, (self._model,)
 
     def __enter__(self):
         with _lock:
+            if self._kept is None:
+                layers = self._model.sublayers(include_self=True)
+                self._kept = {layer: _Kept(layer) for layer in layers if "native_parts" in vars(layer)}
             if not self._depth:
-                self._renew()
                 self._entered = {layer: kept for layer, kept in self._kept.items() if layer not in _frozen}
                 _frozen.update(self._entered)
             self._depth += 1
@@ -68,34 +68,6 @@ class Frozen:
             if not self._depth:
                 for layer in self._entered:
                     _frozen.pop(layer, None)
-
-    def _renew(self):
-        """Start again if the model has changed."""
-        if self._state is None or self._look() != self._state:
-            self._state = None
-            self._list()
-            self._state = self._look()
-
-    def _list(self):
-        layers = self._model.sublayers(include_self=True)
-        self._kept = {layer: _Kept(layer) for layer in layers if "native_parts" in vars(layer)}
-        self._held = [held for each in layers for held in (each._parameters, each._buffers) if held]
-        self._parts = [each._sub_layers for each in layers if each._sub_layers]
-        self._tensors = self._tensors_now()
-        self._sizes = [tensor.size if is_plain(tensor) else 0 for tensor in self._tensors]
-
-    def _tensors_now(self):
-        return [tensor for held in self._held for tensor in held.values() if tensor is not None]
-
-    def _look(self):
-        """What tells the model from a changed one. Memory is read only where all lies as it lay."""
-        tensors = self._tensors_now()
-        parts = [id(part) for layers in self._parts for part in layers.values()]
-        where = [tensor.data_ptr() for tensor in tensors]
-        state = [*parts, *map(id, tensors), *where, *[tensor.inplace_version for tensor in tensors]]
-        if self._state is not None and state != self._state[0]:
-            return None
-        return state, library().sample(where, self._sizes) if library() else None
 
 
 def frozen_part(layer):

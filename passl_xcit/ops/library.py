@@ -62,7 +62,6 @@ class Library:
         self._half = self._find_set(BFLOAT16_SETS[self.isa]) if self.isa in BFLOAT16_SETS else None
         self.bfloat16 = self._half is not None
         self._operators, self._run = {}, self._function("run", ctypes.c_size_t, 3, ctypes.c_int)
-        self._sample = self._function("sample", ctypes.c_uint64, 2, ctypes.c_int64)
 
     def _find_set(self, name):
         return self._function("find_set", ctypes.c_void_p, 1)(name.encode())
@@ -95,16 +94,6 @@ class Library:
         found, where, threads = self._found(name, half), ctypes.addressof(operator), self.threads()
         workspace = workspace or _workspace(self._run(found, where, None, threads))
         self._run(found, where, workspace, threads)
-
-    def sample(self, tensors, sizes):
-        """A number by which changed tensors are told, from some values of each.
-
-        Args:
-            tensors: addresses of float32 values without gaps.
-            sizes: how many values each has; 0 leaves it out.
-        """
-        count = len(tensors)
-        return self._sample((ctypes.c_void_p * count)(*tensors), (ctypes.c_int64 * count)(*sizes), count)
 
     def size_of(self, name, operator, half=False):
         """Bytes of what the function `name` is asked for."""

@@ -51,6 +51,8 @@ def exit_with_one_line(main, argv=None):
 
     With PASSL_XCIT_DEBUG=1 the traceback is kept.
     """
+    if sys.stdout is None:  # whoever closed it wants no output
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         code = main(argv)
         _flush_output()
@@ -73,18 +75,11 @@ def exit_with_one_line(main, argv=None):
 
 
 def _flush_output():
-    if _is_open(sys.stdout):
-        try:
-            sys.stdout.flush()
-        except OSError as error:
-            error.filename = "<stdout>"
-            raise
-
-
-def _is_open(stream):
-    return stream is not None and not getattr(
-        stream, "closed", False
-    )  # a process may be started without a standard output
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        error.filename = "<stdout>"
+        raise
 
 
 def give_up_unwritten(stream):
@@ -92,7 +87,7 @@ def give_up_unwritten(stream):
 
     What others write into the same file meanwhile is lost, too. A stream without a file keeps what it has.
     """
-    if not _is_open(stream):
+    if getattr(stream, "closed", False):
         return
     try:
         stream.flush()

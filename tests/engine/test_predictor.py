@@ -124,7 +124,7 @@ def test_probabilities_are_the_softmax_of_the_logits(predictor, images):
 
 
 def test_weights_that_are_loaded_into_its_model_count(predictor, images):
-    """By native operators, too, which keep packed weights."""
+    """By native operators, too, which keep packed weights while they predict."""
     x = predictor.preprocess(Image.open(images[0]))[None]
     before = predictor.logits(x)
     predictor.model.set_state_dict({name: value * 1.1 for name, value in predictor.model.state_dict().items()})
@@ -135,11 +135,30 @@ def test_weights_that_are_loaded_into_its_model_count(predictor, images):
 
 
 @pytest.mark.skipif(library() is None, reason="no native operators")
-def test_native_operators_pack_its_weights_once(predictor, images, packings):
-    predictor(images[:1])
+def test_native_operators_pack_its_weights_once_where_there_are_several_batches(predictor, images, packings):
+    predictor(images[:4])
+    assert not +packings
+    predictor(images[:8])
     once = packings.total()
     predictor(images)
-    assert packings.total() == once > 0
+    assert packings.total() == 2 * once > 0
+
+
+def test_changes_between_two_predictions_count(predictor, images):
+    """Of some values of a tensor, too, and of what a layer does."""
+    before = predictor(images)
+    block = predictor.model.backbone.blocks[0]
+    weight = block.mlp.fc1.weight.numpy()
+    weight[1:3] += 1
+    block.mlp.fc1.weight.set_value(weight)
+    loaded = predictor(images)
+    forward = block.mlp.forward
+    block.mlp.forward = lambda x: 2 * forward(x)
+    doubled = predictor(images)
+    assert before != loaded != doubled
+    with portable():
+        for ours, expected in zip(doubled, predictor(images)):
+            assert ours.top[0].probability == pytest.approx(expected.top[0].probability, rel=1e-4)
 
 
 def test_every_kind_of_input_gives_the_same(trained, predictor, images):

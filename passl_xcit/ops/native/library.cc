@@ -63,18 +63,6 @@ const Operator* passl_xcit_find_operator(const Set* set, const char* name) {
   return nullptr;
 }
 
-// A number by which changed tensors are told, from four values of each.
-uint64_t passl_xcit_sample(const float* const* tensors, const int64_t* sizes, int64_t count) {
-  uint64_t digest = 14695981039346656037u;  // FNV-1a, of words
-  for (int64_t i = 0; i < count; ++i)
-    for (int64_t quarter = 0; quarter < 4 && sizes[i]; ++quarter) {
-      uint32_t word;
-      std::memcpy(&word, tensors[i] + (sizes[i] - 1) * quarter / 3, sizeof word);
-      digest = (digest ^ word) * 1099511628211u;
-    }
-  return digest;
-}
-
 size_t passl_xcit_run(const Operator* found, const void* of, void* workspace, int threads) {
   const Team team{&runtime, threads < 1 ? 1 : threads > kMaxThreads ? kMaxThreads : threads};
   return found->run(of, workspace, team);
